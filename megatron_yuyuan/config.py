@@ -1,0 +1,377 @@
+"""Every knob, once: its name, type, default and meaning. Flags and TOML files are generated from these classes.
+
+The names are Megatron-LM's arguments. A TOML file groups them in tables named as the fields of `Config`.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_yuyuan.errors import ConfigError, ConfigErrors
+
+IGNORE = -100
+"""The label of a token that is not learned: a prompt, padding. torch's own default for cross entropy."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the one GPT-2. Left at 0, the shape is read from the checkpoint that is loaded."""
+
+    num_layers: int = 0
+    """Transformer blocks."""
+    hidden_size: int = 0
+    """Width C of the residual stream."""
+    num_attention_heads: int = 0
+    """Heads N; each is hidden_size / N wide."""
+    ffn_hidden_size: int = 0
+    """Width of the MLP. 0 means 4 * hidden_size."""
+    max_position_embeddings: int = 0
+    """Rows of the position table. 0 means seq_length."""
+    vocab_size: int = 0
+    """Tokens the tokenizer knows. 0 means: ask the tokenizer."""
+    make_vocab_size_divisible_by: int = 128
+    """The embedding has vocab_size rounded up to a multiple of this, whatever the layout."""
+    init_method_std: float = 0.02
+    """Standard deviation of the initial weights; projections into the residual stream: / sqrt(2 * num_layers)."""
+    layernorm_epsilon: float = 1e-5
+    """Added to the variance in every LayerNorm."""
+    hidden_dropout: float = 0.0
+    """Dropout after the embedding, the attention projection and the MLP."""
+    attention_dropout: float = 0.0
+    """Dropout of the attention weights (takes the unfused attention path)."""
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def mlp_size(self) -> int:
+        return self.ffn_hidden_size or 4 * self.hidden_size
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // self.make_vocab_size_divisible_by) * self.make_vocab_size_divisible_by
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How one model is laid over the ranks of a job: pipeline x data x tensor. The data size is what is left."""
+
+    tensor_model_parallel_size: int = 1
+    """Ranks that share each matrix. Divides num_attention_heads and the padded vocabulary."""
+    pipeline_model_parallel_size: int = 1
+    """Ranks that share the layers, each holding a consecutive run of them."""
+    sequence_parallel: bool = False
+    """Divide LayerNorm, dropout and residual along T over the tensor ranks."""
+    device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
+    """Where the model lives. auto: CUDA if there is one, else the CPU."""
+    distributed_backend: str = field(default="auto", metadata={"choices": ("auto", "gloo", "nccl")})
+    """Who carries the collectives. auto: nccl on CUDA, gloo on the CPU."""
+    distributed_timeout_minutes: int = 10
+    """A collective that waits longer than this ends the job."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which tokens are read, and which tokenizer made them."""
+
+    data_path: tuple[str, ...] = ()
+    """Prefix of a .bin/.idx shard that is divided by `split` into training, validation and test documents."""
+    train_data_path: tuple[str, ...] = ()
+    """Prefix of a shard that is all training (instead of data_path)."""
+    valid_data_path: tuple[str, ...] = ()
+    """Prefix of a shard that is all validation (instead of data_path)."""
+    split: str = "949,50,1"
+    """Shares of the documents of data_path for training, validation and test."""
+    seq_length: int = 1024
+    """Tokens T of a sample."""
+    tokenizer_type: str = field(
+        default="GPT2BPETokenizer", metadata={"choices": ("GPT2BPETokenizer", "HuggingFaceTokenizer")}
+    )
+    """GPT2BPETokenizer reads vocab_file and merge_file, HuggingFaceTokenizer a tokenizer.json."""
+    vocab_file: str = ""
+    """GPT-2's vocab.json (also called encoder.json)."""
+    merge_file: str = ""
+    """GPT-2's merges.txt (also called vocab.bpe)."""
+    tokenizer_model: str = ""
+    """A tokenizer.json, or a directory that holds one."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with decoupled weight decay on matrices, and the course of its learning rate."""
+
+    lr: float = 1.5e-4
+    """Highest learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the decay."""
+    lr_decay_style: str = field(default="cosine", metadata={"choices": ("constant", "linear", "cosine")})
+    """Shape of the decay from lr to min_lr."""
+    lr_decay_iters: int = 0
+    """Iteration at which min_lr is reached. 0 means the last one."""
+    lr_warmup_iters: int = 0
+    """Iterations of linear warm-up from lr_warmup_init to lr."""
+    lr_warmup_fraction: float = 0.0
+    """Warm-up as a share of the decay iterations (instead of lr_warmup_iters)."""
+    lr_warmup_init: float = 0.0
+    """Learning rate the warm-up starts from."""
+    weight_decay: float = 0.01
+    """Decay of the matrices; biases and LayerNorm are never decayed."""
+    adam_beta1: float = 0.9
+    """Decay of the mean of the gradient."""
+    adam_beta2: float = 0.999
+    """Decay of the mean of its square."""
+    adam_eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_grad: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long, in which portions, and what is watched on the way."""
+
+    micro_batch_size: int = 1
+    """Samples of one forward pass on one data rank."""
+    global_batch_size: int = 0
+    """Samples of one optimizer step over all ranks. 0 means micro_batch_size times the data ranks."""
+    train_iters: int = 0
+    """Optimizer steps (or give epochs)."""
+    epochs: float = 0.0
+    """Passes over the training set (or give train_iters)."""
+    seed: int = 1234
+    """Key of everything random: initial weights, data order, dropout."""
+    bf16: bool = False
+    """Compute in bfloat16; weights at rest, gradients' sums and optimizer state stay float32."""
+    eval_interval: int = 1000
+    """Iterations between evaluations on the validation set; the last iteration always evaluates."""
+    eval_iters: int = 100
+    """Largest number of global batches an evaluation reads."""
+    log_interval: int = 1
+    """Iterations between lines on the console; metrics.jsonl gets every one."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is written where, and what the run starts from."""
+
+    save: str = ""
+    """Run directory: checkpoints, config.toml, tokenizer, metrics.jsonl. A run continues from what it finds here."""
+    save_interval: int = 1000
+    """Iterations between checkpoints; the last iteration is always saved."""
+    load: str = ""
+    """Run directory to start from; without a checkpoint in it the run ends with an error."""
+    ckpt_step: int = 0
+    """Iteration to load. 0 means the latest."""
+    finetune: bool = False
+    """Take only the weights of `load` and begin at iteration 0, unless `save` already holds a checkpoint."""
+    no_load_optim: bool = False
+    """Load weights and position in the data but a fresh optimizer."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is made from. Saved beside it as config.toml."""
+
+    model: ModelConfig = ModelConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def replace(self, **changes) -> "Config":
+        """A copy with single fields changed by name, whatever their group: replace(hidden_size=64, lr=1e-3)."""
+        groups = {}
+        for group in dataclasses.fields(self):
+            current = getattr(self, group.name)
+            own = {f.name: changes.pop(f.name) for f in dataclasses.fields(current) if f.name in changes}
+            groups[group.name] = dataclasses.replace(current, **own)
+        if changes:
+            raise KeyError(f"no such configuration field: {', '.join(changes)}")
+        return Config(**groups)
+
+    def to_dict(self) -> dict:
+        """Plain dictionaries of JSON and TOML values."""
+        groups = dataclasses.asdict(self)
+        return {g: {k: list(v) if isinstance(v, tuple) else v for k, v in d.items()} for g, d in groups.items()}
+
+    def to_toml(self) -> str:
+        """TOML text that `load_toml` reads back to an equal Config."""
+        lines = []
+        for group, values in self.to_dict().items():
+            lines += [f"[{group}]", *(f"{name} = {_toml_value(value)}" for name, value in values.items()), ""]
+        return "\n".join(lines)
+
+    @staticmethod
+    def from_dict(groups: dict) -> "Config":
+        """The inverse of `to_dict`; values are checked as those of a TOML file are."""
+        return Config().replace(**flatten(groups, "the saved configuration"))
+
+
+def _toml_value(value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return repr(value)
+
+
+def config_fields() -> dict[str, tuple[str, dataclasses.Field]]:
+    """Field name -> (group, field), over all groups. Names are unique, so that a flag needs no prefix."""
+    return {
+        f.name: (group.name, f) for group in dataclasses.fields(Config) for f in dataclasses.fields(group.default)
+    }
+
+
+def flatten(groups: dict, source: str) -> dict:
+    """Tables of a TOML file -> {field name: value}, with every table, name and type checked. Raises ConfigError."""
+    fields, values = config_fields(), {}
+    for table, entries in groups.items():
+        if table not in {group for group, _ in fields.values()}:
+            tables = ", ".join(f"[{f.name}]" for f in dataclasses.fields(Config))
+            raise ConfigError(f"{source}: unknown table [{table}]", "each value belongs to a table", tables)
+        for name, value in entries.items():
+            group, declared = fields.get(name, ("", None))
+            if group != table:
+                place = f"{name} belongs to [{group}]" if group else nearest(name, fields)
+                raise ConfigError(f"{source}: [{table}] has no {name}", "an unread value would be a surprise", place)
+            values[name] = _checked(value, declared, source)
+    return values
+
+
+def _checked(value, declared: dataclasses.Field, source: str):
+    kind = declared.type
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = tuple(value)
+    elif type(value) is not kind:
+        name = getattr(kind, "__name__", str(kind))
+        raise ConfigError(f"{source}: {declared.name} = {value!r} is not {name}", "types are checked", f"a {name}")
+    choices = declared.metadata.get("choices")
+    if choices and value not in choices:
+        raise ConfigError(f"{source}: {declared.name} = {value!r}", "not a known choice", ", ".join(choices))
+    return value
+
+
+def nearest(name: str, known) -> str:
+    """Advice for a name that is not known: the closest ones, or where the list is."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return " or ".join(close) if close else "--help lists every name"
+
+
+def load_toml(path: str | Path) -> dict:
+    """Read a TOML file of tables into {field name: value}. Raises ConfigError."""
+    import tomllib
+
+    try:
+        groups = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}", "--config names it",
+                          "a path that exists, e.g. examples/configs/tiny.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}", "--config takes TOML files", "mend that line") from None
+    bare = [name for name, value in groups.items() if not isinstance(value, dict)]
+    if bare:
+        owners = ", ".join(f"[{config_fields()[n][0]}] {n}" for n in bare if n in config_fields())
+        raise ConfigError(f"{path}: {bare[0]} stands outside a table", "each value belongs to a table",
+                          owners or nearest(bare[0], config_fields()))
+    return flatten(groups, str(path))
+
+
+def validate(config: Config, world_size: int) -> None:
+    """Refuse, all at once, what cannot work on `world_size` ranks. Raises ConfigErrors.
+
+    Called once the shape of the model is known (from flags or a checkpoint) and before any process group exists.
+    """
+    m, p, d, t, o = config.model, config.parallel, config.data, config.training, config.optimizer
+    tensor, pipeline = p.tensor_model_parallel_size, p.pipeline_model_parallel_size
+    problems: list[ConfigError] = []
+
+    def refuse(what, why, remedy):
+        problems.append(ConfigError(what, why, remedy))
+
+    for group in dataclasses.fields(config):
+        for f in dataclasses.fields(getattr(config, group.name)):
+            value = getattr(getattr(config, group.name), f.name)
+            if f.type in (int, float) and value < 0:
+                refuse(f"{f.name}={value} is negative", "sizes, rates and intervals are counts", "0 or more")
+    positive = {"num_layers": m.num_layers, "hidden_size": m.hidden_size, "num_attention_heads": m.num_attention_heads,
+                "micro_batch_size": t.micro_batch_size, "seq_length": d.seq_length, "log_interval": t.log_interval,
+                "tensor_model_parallel_size": tensor, "pipeline_model_parallel_size": pipeline,
+                "make_vocab_size_divisible_by": m.make_vocab_size_divisible_by}
+    for name, value in positive.items():
+        if value == 0:
+            refuse(f"{name} is not given", "nothing can be built without it",
+                   f"--{name.replace('_', '-')} N, or --config FILE.toml")
+    if problems:
+        raise ConfigErrors(problems)
+
+    if m.hidden_size % m.num_attention_heads:
+        refuse(f"hidden_size={m.hidden_size} is not a multiple of num_attention_heads={m.num_attention_heads}",
+               "heads share the width equally", one_of(divisors(m.hidden_size)))
+    if m.hidden_size % 4:
+        refuse(f"hidden_size={m.hidden_size} is not a multiple of 4", "the random generator draws four words at once",
+               str(-(-m.hidden_size // 4) * 4))
+    if m.num_attention_heads % tensor:
+        refuse(f"num_attention_heads={m.num_attention_heads} cannot be divided over "
+               f"tensor_model_parallel_size={tensor}", "a tensor rank computes whole heads",
+               one_of(divisors(m.num_attention_heads)))
+    if m.padded_vocab_size % tensor:
+        refuse(f"the padded vocabulary {m.padded_vocab_size} cannot be divided over "
+               f"tensor_model_parallel_size={tensor}", "every tensor rank holds as many rows of the embedding",
+               one_of(divisors(math.gcd(m.padded_vocab_size, m.num_attention_heads))))
+    if m.mlp_size % tensor:
+        refuse(f"the MLP width {m.mlp_size} cannot be divided over tensor_model_parallel_size={tensor}",
+               "every tensor rank holds as many columns", one_of(divisors(math.gcd(m.mlp_size, m.num_attention_heads))))
+    if m.num_layers % pipeline:
+        refuse(f"num_layers={m.num_layers} cannot be divided over pipeline_model_parallel_size={pipeline}",
+               "every stage holds as many layers", one_of(divisors(m.num_layers)))
+    if p.sequence_parallel and d.seq_length % tensor:
+        refuse(f"seq_length={d.seq_length} cannot be divided over tensor_model_parallel_size={tensor}",
+               "sequence parallelism gives every tensor rank as many tokens", str(d.seq_length // tensor * tensor))
+    if m.max_position_embeddings and d.seq_length > m.max_position_embeddings:
+        refuse(f"seq_length={d.seq_length} exceeds max_position_embeddings={m.max_position_embeddings}",
+               "every token needs a row of the position table", f"--seq-length {m.max_position_embeddings}")
+    if world_size % (tensor * pipeline):
+        refuse(f"{world_size} ranks cannot be divided into tensor {tensor} x pipeline {pipeline}",
+               "the number of ranks is tensor x pipeline x data",
+               f"{max(1, world_size // (tensor * pipeline)) * tensor * pipeline} ranks, or another layout")
+    else:
+        data = world_size // (tensor * pipeline)
+        share = t.micro_batch_size * data
+        if t.global_batch_size % share:
+            refuse(f"global_batch_size={t.global_batch_size} is not a multiple of micro_batch_size="
+                   f"{t.micro_batch_size} x {data} data ranks", "every data rank runs whole micro batches",
+                   str(max(1, round(t.global_batch_size / share)) * share))
+    if m.hidden_dropout >= 1 or m.attention_dropout >= 1:
+        refuse("dropout of 1 or more", "nothing would be left to learn from", "0 to 0.9")
+    if bool(t.train_iters) == bool(t.epochs):
+        refuse("give train_iters or epochs, one of the two", "a run needs one end", "--train-iters 1000")
+    if o.lr_warmup_iters and o.lr_warmup_fraction:
+        refuse("give lr_warmup_iters or lr_warmup_fraction, one of the two", "a warm-up has one length",
+               "--lr-warmup-fraction 0.01")
+    if o.lr_warmup_fraction >= 1:
+        refuse(f"lr_warmup_fraction={o.lr_warmup_fraction}", "the warm-up is a part of the decay iterations", "0.01")
+    if o.min_lr > o.lr:
+        refuse(f"min_lr={o.min_lr} is above lr={o.lr}", "the rate decays from lr to min_lr", f"--min-lr {o.lr / 10}")
+    if problems:
+        raise ConfigErrors(problems)
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a positive number, ascending."""
+    return [k for k in range(1, number + 1) if number % k == 0]
+
+
+def one_of(values: list[int]) -> str:
+    """`1, 2 or 4`, shortened to the eight smallest."""
+    *head, last = values if len(values) <= 8 else values[:8]
+    return f"{', '.join(map(str, head))} or {last}" if head else str(last)

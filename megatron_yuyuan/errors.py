@@ -1,0 +1,48 @@
+"""Errors that a person can act on: what is wrong, why it matters, what to try."""
+
+
+class YuyuanError(Exception):
+    """Something a person must change before the command can work (exit status 2).
+
+    `str(error)` is the text a person sees, less the word `error`:
+
+        num_attention_heads=32 cannot be divided over tensor_model_parallel_size=6
+          why: a tensor rank computes whole heads
+          try: 1, 2, 4, 8, 16 or 32
+    """
+
+    kind = "usage"
+
+    def __init__(self, what: str, why: str, remedy: str):
+        super().__init__(what, why, remedy)
+        self.what, self.why, self.remedy = what, why, remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  why: {self.why}\n  try: {self.remedy}"
+
+
+class ConfigError(YuyuanError):
+    """A flag, a configuration file, or a combination of values that cannot work."""
+
+
+class ConfigErrors(ConfigError):
+    """Several configuration errors found in one pass, so that a person mends them in one pass too."""
+
+    def __init__(self, problems: list[ConfigError]):
+        Exception.__init__(self, *problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\nerror: ".join(str(problem) for problem in self.problems)
+
+
+class DataError(YuyuanError):
+    """An input, a shard, a tokenizer or a checkpoint that is missing, damaged or does not fit."""
+
+    kind = "data"
+
+
+class UnsafeError(YuyuanError):
+    """A file that would run code or leave its folder if it were opened as asked."""
+
+    kind = "unsafe"

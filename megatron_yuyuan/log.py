@@ -1,0 +1,70 @@
+"""What a run says: lines on the console of rank 0, and one JSON object per event in SAVE/metrics.jsonl."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+SCHEMA = 1
+"""Version of the objects in metrics.jsonl; docs/metrics.md describes it."""
+
+
+class Log:
+    """The voice of a job. Only rank 0 speaks; every other rank holds a silent one.
+
+    An object of metrics.jsonl has `event` (step, evaluation, save, restart) and `schema`. Floats are written with
+    repr, so that equal strings mean equal bits. A line is written and flushed whole; a killed run may cut the last.
+    """
+
+    def __init__(self, directory: str | Path | None, speaks: bool):
+        self.speaks = speaks
+        self._file = None
+        if speaks and directory:
+            path = Path(directory) / "metrics.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cut = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+            self._file = path.open("a", encoding="utf-8")
+            if cut:  # a run killed in the middle of a line: close it, so that ours stands alone
+                self._file.write("\n")
+
+    def line(self, text: str) -> None:
+        """Print on rank 0."""
+        if self.speaks:
+            print(text, flush=True)
+
+    def event(self, event: str, **values) -> None:
+        """Append one object to metrics.jsonl."""
+        if self._file:
+            self._file.write(json.dumps({"event": event, "schema": SCHEMA, **values}) + "\n")
+            self._file.flush()
+
+    def step(self, values: dict, train_iters: int) -> None:
+        """Print one step in Megatron-LM's own line, our figures appended.
+
+        Source of the format: megatron/training/training.py, `training_log`.
+        """
+        self.line(
+            f" [{datetime.now():%Y-%m-%d %H:%M:%S.%f}] iteration {values['iteration']:8d}/{train_iters:8d} |"
+            f" consumed samples: {values['consumed_samples']:12d} |"
+            f" elapsed time per iteration (ms): {1000 * values['seconds']:.1f} |"
+            f" learning rate: {values['learning_rate']:.6E} |"
+            f" global batch size: {values['global_batch_size']:5d} |"
+            f" lm loss: {values['lm_loss']:.6E} |"
+            f" loss scale: 1.0 | grad norm: {values['grad_norm']:.3f} |"
+            f" number of skipped iterations: {0:3d} | number of nan iterations: {0:3d} |"
+            f" tokens/s: {values['tokens_per_second']:.0f} |"
+        )
+
+
+def read_metrics(path: str | Path, event: str) -> list[dict]:
+    """The objects of one event as a reader wants them: what a restart took back is left out, a cut line skipped."""
+    kept: list[dict] = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if values["event"] == "restart":
+            kept = [old for old in kept if old["iteration"] <= values["iteration"]]
+        elif values["event"] == event:
+            kept.append(values)
+    return kept

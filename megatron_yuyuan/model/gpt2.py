@@ -1,0 +1,256 @@
+"""The one GPT-2: pretraining, finetuning, evaluation, generation and export all use this class.
+
+Pre-LayerNorm, learned positions, gelu_new, tied embeddings, biases everywhere. Source: Radford et al. 2019, and the
+parameter names of Hugging Face's GPT2Model. The rows of `c_attn` are ordered (head, q|k|v, head_dim), as Megatron-LM
+orders them, so that any tensor degree cuts between heads.
+
+Letters, here and in every other file:
+    B samples   T tokens   C hidden_size   N heads   D head_dim   V padded vocabulary
+
+The model does not know that it is divided: views use -1 for the heads, layers sit in a ModuleDict under their global
+number, and a part that is None (embedding or head on another rank) is passed through.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megatron_yuyuan.config import ModelConfig
+from megatron_yuyuan.kernels import Kernels
+from megatron_yuyuan.kernels.philox import name_key, normal
+from megatron_yuyuan.model.loss import LanguageModelHead
+
+ATTENTION_RESIDUAL, MLP_RESIDUAL, ATTENTION_WEIGHTS, EMBEDDING = range(4)
+"""The places of dropout in a layer; the fourth word of the random counter is layer * 16 + place."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What every layer of one forward pass needs beside the hidden states. Read alike on every pipeline stage."""
+
+    sample_ids: Tensor
+    """(B,) int64: number of each sample in the global batch."""
+    step: int
+    """Optimizer step; with sample_ids and the position it determines every dropout mask."""
+    document_ids: Tensor | None
+    """(B, T) int64 or None: tokens attend only within their document."""
+    cache: "KeyValueCache | None"
+    """Keys and values of the tokens before these, when generating."""
+
+
+class KeyValueCache:
+    """Keys and values of every layer for the tokens seen so far, (B, N, T, D) each.
+
+    `length` tokens are in it; a forward pass over T more appends them, then the caller calls `advance(T)`.
+    """
+
+    def __init__(self, config: ModelConfig, batch: int, length: int, device=None, dtype=None):
+        shape = (config.num_layers, 2, batch, config.num_attention_heads, length, config.head_dim)
+        self._store = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append this layer's new keys and values; return all of them so far."""
+        stop = self.length + k.shape[2]
+        self._store[layer, 0, :, :, self.length : stop] = k
+        self._store[layer, 1, :, :, self.length : stop] = v
+        return self._store[layer, 0, :, :, :stop], self._store[layer, 1, :, :, :stop]
+
+    def advance(self, tokens: int) -> None:
+        self.length += tokens
+
+
+class Dropout(nn.Module):
+    """Dropout of (B, T, C) hidden states by the counter-based generator."""
+
+    def __init__(self, p: float, seed: int, site: int, kernels: Kernels):
+        super().__init__()
+        self.p, self.seed, self.site, self.kernels = p, seed, site, kernels
+
+    def span(self, x: Tensor) -> tuple[int, int]:
+        """(first position that x holds, length of the whole sequence)."""
+        return 0, x.shape[1]
+
+    def forward(self, x: Tensor, sides: Sides) -> Tensor:
+        if not (self.training and self.p):
+            return x
+        first, length = self.span(x)
+        positions = torch.arange(first, first + x.shape[1], device=x.device)
+        rows = sides.sample_ids[:, None] * length + positions
+        return self.kernels.dropout(x, self.p, rows, self.seed, sides.step, self.site)
+
+
+class AttentionDropout(nn.Module):
+    """Dropout of (B, N, T, T) attention weights; a tensor rank sets which heads it holds."""
+
+    def __init__(self, p: float, seed: int, site: int, num_heads: int, kernels: Kernels):
+        super().__init__()
+        self.p, self.seed, self.site, self.kernels = p, seed, site, kernels
+        self.num_heads, self.first_head = num_heads, 0
+
+    def forward(self, weights: Tensor, sides: Sides) -> Tensor:
+        heads = torch.arange(self.first_head, self.first_head + weights.shape[1], device=weights.device)
+        queries = torch.arange(weights.shape[2], device=weights.device)
+        rows = (sides.sample_ids[:, None] * self.num_heads + heads)[..., None] * weights.shape[2] + queries
+        return self.kernels.dropout(weights, self.p, rows, self.seed, sides.step, self.site)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over C. x, return (B, T, C)."""
+
+    def __init__(self, size: int, epsilon: float, kernels: Kernels):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.empty(size)), nn.Parameter(torch.empty(size))
+        self.epsilon, self.kernels = epsilon, kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kernels.layer_norm(x, self.weight, self.bias, self.epsilon)
+
+
+class Attention(nn.Module):
+    """Causal self-attention: softmax(Q K^T / sqrt(D)) V, projected back to C. x, return (B, T, C)."""
+
+    def __init__(self, config: ModelConfig, layer: int, seed: int, kernels: Kernels):
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        self.c_attn = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.c_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.attn_dropout = AttentionDropout(config.attention_dropout, seed, layer * 16 + ATTENTION_WEIGHTS,
+                                             config.num_attention_heads, kernels)
+
+    def forward(self, x: Tensor, sides: Sides) -> Tensor:
+        qkv = self.c_attn(x)
+        qkv = qkv.view(*qkv.shape[:2], -1, 3, self.head_dim)  # (B, T, N, 3, D)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))  # (B, N, T, D)
+        if sides.cache is not None:
+            k, v = sides.cache.extend(self.layer, k, v)
+        y = self.attend(q, k, v, sides)
+        return self.c_proj(y.transpose(1, 2).flatten(2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor:
+        """q (B, N, T, D) against k, v (B, N, S, D), S >= T: the queries are the last T of S tokens."""
+        mask = self.mask(q.shape[2], k.shape[2], sides.document_ids, q.device)
+        if not (self.training and self.attn_dropout.p):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        if mask is None:
+            mask = causal_mask(q.shape[2], k.shape[2], q.device)
+        scores = (q @ k.transpose(-1, -2)) / math.sqrt(self.head_dim)
+        weights = scores.float().masked_fill(~mask, -math.inf).softmax(-1).to(q.dtype)
+        return self.attn_dropout(weights, sides) @ v
+
+    @staticmethod
+    def mask(queries: int, keys: int, document_ids: Tensor | None, device) -> Tensor | None:
+        """(1 or B, 1, T, S) bool, True where attention is allowed; None for the plain causal square."""
+        if document_ids is None:
+            return None if queries == keys else causal_mask(queries, keys, device)
+        same = document_ids[:, None, -queries:, None] == document_ids[:, None, None, :]
+        return same & causal_mask(queries, keys, device)
+
+
+def causal_mask(queries: int, keys: int, device) -> Tensor:
+    """(1, 1, T, S) bool: the last T of S tokens, each seeing itself and what came before."""
+    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+class MLP(nn.Module):
+    """c_proj(gelu(c_fc(x))). x, return (B, T, C)."""
+
+    def __init__(self, config: ModelConfig, kernels: Kernels):
+        super().__init__()
+        self.c_fc = nn.Linear(config.hidden_size, config.mlp_size)
+        self.c_proj = nn.Linear(config.mlp_size, config.hidden_size)
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.kernels.gelu(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). x, return (B, T, C)."""
+
+    def __init__(self, config: ModelConfig, layer: int, seed: int, kernels: Kernels):
+        super().__init__()
+        self.ln_1 = LayerNorm(config.hidden_size, config.layernorm_epsilon, kernels)
+        self.attn = Attention(config, layer, seed, kernels)
+        self.resid_1 = Dropout(config.hidden_dropout, seed, layer * 16 + ATTENTION_RESIDUAL, kernels)
+        self.ln_2 = LayerNorm(config.hidden_size, config.layernorm_epsilon, kernels)
+        self.mlp = MLP(config, kernels)
+        self.resid_2 = Dropout(config.hidden_dropout, seed, layer * 16 + MLP_RESIDUAL, kernels)
+
+    def forward(self, x: Tensor, sides: Sides) -> Tensor:
+        x = x + self.resid_1(self.attn(self.ln_1(x), sides), sides)
+        return x + self.resid_2(self.mlp(self.ln_2(x)), sides)
+
+
+class GPT2(nn.Module):
+    """GPT-2 with its language-modelling head, or the part of it that one pipeline stage holds.
+
+    Weights are uninitialised until `init_weights` or a checkpoint fills them, so that the model can be built on the
+    meta device at any size.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0, kernels: Kernels | None = None):
+        super().__init__()
+        kernels = kernels or Kernels()
+        self.config = config
+        self.wte: nn.Module | None = nn.Embedding(config.padded_vocab_size, config.hidden_size)
+        self.wpe: nn.Module | None = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.drop = Dropout(config.hidden_dropout, seed, EMBEDDING, kernels)
+        self.h = nn.ModuleDict({str(i): Block(config, i, seed, kernels) for i in range(config.num_layers)})
+        self.ln_f: nn.Module | None = LayerNorm(config.hidden_size, config.layernorm_epsilon, kernels)
+        self.head: nn.Module | None = LanguageModelHead(config.vocab_size)
+
+    def forward(self, tokens_or_hidden: Tensor, *, positions: Tensor, document_ids: Tensor | None = None,
+                sample_ids: Tensor, step: int, labels: Tensor | None = None, cache: KeyValueCache | None = None):
+        """One pass through the layers this model holds.
+
+            tokens_or_hidden  (B, T) int64 with the embedding, else (B, T, C) from the stage before
+            positions         (B, T) int64, row of the position table
+            document_ids      (B, T) int64 or None
+            sample_ids, step  see `Sides`
+            labels            (B, T) int64 or None
+            return            (B, T, C) without the head; else what `LanguageModelHead` returns
+        """
+        sides = Sides(sample_ids, step, document_ids, cache)
+        x = tokens_or_hidden
+        if self.wpe is not None:
+            x = self.drop(self.wte(x) + self.wpe(positions), sides)
+        for block in self.h.values():
+            x = block(x, sides)
+        if self.head is None:
+            return x
+        return self.head(self.ln_f(x), self.wte.weight, labels)
+
+
+def initial_values(name: str, shape: tuple[int, ...], rows: range, config: ModelConfig, seed: int, device) -> Tensor:
+    """Rows [rows.start, rows.stop) of a parameter's initial value.
+
+    | parameter                     | value                                                                |
+    |-------------------------------|----------------------------------------------------------------------|
+    | biases                        | 0                                                                    |
+    | LayerNorm weights             | 1                                                                    |
+    | c_proj weights (2 per layer)  | normal, std = init_method_std / sqrt(2 * num_layers)                 |
+    | every other matrix            | normal, std = init_method_std                                        |
+
+    A function of (seed, name, element), so that every layout starts from the same model. Source of the depth
+    scaling: Radford et al. 2019, section 2.3.
+    """
+    if len(shape) == 1:
+        return torch.full((len(rows),), float(name.endswith("weight")), device=device)
+    std = config.init_method_std
+    if name.endswith("c_proj.weight"):
+        std /= math.sqrt(2 * config.num_layers)
+    width = math.prod(shape[1:])
+    values = normal(rows.start * width, rows.stop * width, name_key(seed, name), device)
+    return values.view(len(rows), *shape[1:]).mul_(std)
+
+
+@torch.no_grad()
+def init_weights(model: GPT2, seed: int) -> None:
+    """Fill an undivided model with its initial values."""
+    for name, parameter in model.named_parameters():
+        rows = range(parameter.shape[0])
+        parameter.copy_(initial_values(name, tuple(parameter.shape), rows, model.config, seed, parameter.device))

@@ -1,0 +1,115 @@
+"""The collectives of tensor and sequence parallelism, as pairs of forward and backward.
+
+| operator           | forward              | backward             | Megatron-LM's name       |
+|--------------------|----------------------|----------------------|--------------------------|
+| copy_to_ranks      | identity             | all-reduce           | f, arXiv:1909.08053      |
+| sum_over_ranks     | all-reduce           | identity             | g, arXiv:1909.08053      |
+| gather_sequence    | all-gather on T      | reduce-scatter on T  | g, arXiv:2205.05198      |
+| scatter_sequence   | reduce-scatter on T  | all-gather on T      | g bar, arXiv:2205.05198  |
+| gather_last        | all-gather on V      | (no gradient)        |                          |
+
+T is dim 1 of (B, T, ...). No operator writes into a tensor that autograd holds.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+# torch 2.13 renames the two collectives on one tensor and warns about the old names, which are all that 2.11 has.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+def all_reduced(x: Tensor, group: ProcessGroup, op=dist.ReduceOp.SUM) -> Tensor:
+    """The sum (or another reduction) of x over the group, in a new tensor."""
+    result = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(result, op, group=group)
+    return result
+
+
+def _gathered(x: Tensor, group: ProcessGroup) -> Tensor:
+    turned = x.transpose(0, 1).contiguous()  # the single-tensor collectives work on dim 0
+    result = turned.new_empty(dist.get_world_size(group) * turned.shape[0], *turned.shape[1:])
+    _all_gather(result, turned, group=group)
+    return result.transpose(0, 1).contiguous()
+
+
+def _scattered(x: Tensor, group: ProcessGroup) -> Tensor:
+    turned = x.transpose(0, 1).contiguous()
+    result = turned.new_empty(turned.shape[0] // dist.get_world_size(group), *turned.shape[1:])
+    _reduce_scatter(result, turned, group=group)
+    return result.transpose(0, 1).contiguous()
+
+
+class _CopyToRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, group):
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return all_reduced(gradient, ctx.group), None
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, group):
+        return all_reduced(x, group)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+class _GatherSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, group):
+        ctx.group = group
+        return _gathered(x, group)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _scattered(gradient, ctx.group), None
+
+
+class _ScatterSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, group):
+        ctx.group = group
+        return _scattered(x, group)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _gathered(gradient, ctx.group), None
+
+
+def copy_to_ranks(x: Tensor, group: ProcessGroup) -> Tensor:
+    """x as it is; its gradient summed over the group."""
+    return _CopyToRanks.apply(x, group) if dist.get_world_size(group) > 1 else x
+
+
+def sum_over_ranks(x: Tensor, group: ProcessGroup) -> Tensor:
+    """The sum of x over the group; its gradient passed on as it is."""
+    return _SumOverRanks.apply(x, group) if dist.get_world_size(group) > 1 else x
+
+
+def gather_sequence(x: Tensor, group: ProcessGroup) -> Tensor:
+    """(B, T / ranks, C) -> (B, T, C)."""
+    return _GatherSequence.apply(x, group) if dist.get_world_size(group) > 1 else x
+
+
+def scatter_sequence(x: Tensor, group: ProcessGroup) -> Tensor:
+    """(B, T, C), to be summed over the group -> (B, T / ranks, C)."""
+    return _ScatterSequence.apply(x, group) if dist.get_world_size(group) > 1 else x
+
+
+def gather_last(x: Tensor, group: ProcessGroup) -> Tensor:
+    """(..., V / ranks) -> (..., V), without a gradient: for logits that are looked at."""
+    ranks = dist.get_world_size(group)
+    if ranks == 1:
+        return x
+    pieces = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(ranks)]
+    dist.all_gather(pieces, x.contiguous(), group=group)
+    return torch.cat(pieces, dim=-1)

@@ -1,0 +1,104 @@
+"""The one place that knows the ranks: a mesh of three axes, pipeline x data x tensor.
+
+Everyone else receives a `Mesh` as an argument. Neighbouring ranks share a tensor axis, because it talks most; the
+pipeline axis is outermost, because it talks least.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from megatron_yuyuan.config import ParallelConfig
+from megatron_yuyuan.errors import ConfigError
+
+
+def world_size() -> int:
+    """Processes of this job: torchrun's or srun's figure, or one under plain python."""
+    if dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+
+
+def choose_device(parallel: ParallelConfig) -> torch.device:
+    """The device of this process. Raises ConfigError if CUDA is asked for and absent."""
+    if parallel.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but this torch sees no CUDA device",
+                          f"torch {torch.__version__} finds none", "--device cpu, or a torch built for CUDA")
+    if parallel.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The ranks of a job, as one rank sees them."""
+
+    axes: DeviceMesh
+    """Three named axes: pipeline, data, tensor."""
+    device: torch.device
+    tied_group: dist.ProcessGroup | None
+    """First and last stage at this rank's place: the two copies of the embedding. None where there is one copy."""
+
+    def size(self, axis: str) -> int:
+        return self.axes[axis].size()
+
+    def rank(self, axis: str) -> int:
+        return self.axes[axis].get_local_rank()
+
+    def group(self, axis: str) -> dist.ProcessGroup:
+        return self.axes[axis].get_group()
+
+    @property
+    def is_main(self) -> bool:
+        """True on global rank 0, which speaks and writes for all."""
+        return dist.get_rank() == 0
+
+    def describe(self) -> str:
+        """`pipeline 2 x data 2 x tensor 2 on cpu over gloo`."""
+        sizes = " x ".join(f"{axis} {self.size(axis)}" for axis in ("pipeline", "data", "tensor"))
+        return f"{sizes} on {self.device.type} over {dist.get_backend()}"
+
+
+def start(parallel: ParallelConfig) -> Mesh:
+    """Join the process group (alone under plain python) and lay the mesh over it.
+
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them, or SLURM's own. Under bare
+    srun MASTER_ADDR and MASTER_PORT must be set. Validate the configuration first: sizes must fit.
+    """
+    device = choose_device(parallel)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = parallel.distributed_backend
+        backend = {"cuda": "nccl", "cpu": "gloo"}[device.type] if backend == "auto" else backend
+        timeout = timedelta(minutes=parallel.distributed_timeout_minutes)
+        if world_size() == 1:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        else:
+            rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+            dist.init_process_group(backend, rank=rank, world_size=world_size(), timeout=timeout)
+    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    shape = (pipeline, dist.get_world_size() // (tensor * pipeline), tensor)
+    axes = init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "data", "tensor"))
+    return Mesh(axes, device, _tied_group(axes.mesh))
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _tied_group(ranks: torch.Tensor) -> dist.ProcessGroup | None:
+    """Every rank must take part in making every group, whether it is in it or not."""
+    mine = None
+    if ranks.shape[0] > 1:
+        for first, last in zip(ranks[0].flatten().tolist(), ranks[-1].flatten().tolist(), strict=True):
+            group = dist.new_group([first, last])
+            if dist.get_rank() in (first, last):
+                mine = group
+    return mine

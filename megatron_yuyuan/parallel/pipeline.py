@@ -1,0 +1,104 @@
+"""Pipeline parallelism: one training step and one evaluation pass through the stages of a model.
+
+Training runs torch's schedules. Evaluation does not: `schedule.eval` is silently wrong for batches that do not divide
+evenly, so it sends hidden states from stage to stage itself.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+
+from megatron_yuyuan.data.loader import Batch
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.parallel.mesh import Mesh
+
+
+def stage_layers(num_layers: int, stages: int) -> list[range]:
+    """Which layers each stage holds: consecutive runs of equal length."""
+    return [range(s * num_layers // stages, (s + 1) * num_layers // stages) for s in range(stages)]
+
+
+class Pipeline:
+    """Forward and backward over this rank's stage and, through it, over the whole model.
+
+    `micro_batches` portions make up what one data rank contributes to a step. Every stage reads the whole batch; only
+    hidden states travel.
+    """
+
+    def __init__(self, stages: list[GPT2], mesh: Mesh, micro_batches: int):
+        [self.model] = stages
+        self.mesh, self.micro_batches = mesh, micro_batches
+        self.stage, self.stages = mesh.rank("pipeline"), mesh.size("pipeline")
+        self.is_first, self.is_last = self.stage == 0, self.stage == self.stages - 1
+        self._tokens = 1.0
+        if self.stages > 1:
+            # 1F1B needs a micro batch for every stage; with fewer, GPipe's order gives the same result
+            schedule = Schedule1F1B if micro_batches >= self.stages else ScheduleGPipe
+            stage = PipelineStage(self.model, self.stage, self.stages, mesh.device, group=mesh.group("pipeline"))
+            self._schedule = schedule(stage, n_microbatches=micro_batches, loss_fn=self._scaled, scale_grads=False)
+
+    def forward_backward(self, batch: Batch, step: int, tokens_in_global_batch: float) -> Tensor:
+        """Add the gradient of (sum of the losses of this batch) / tokens_in_global_batch to the parameters.
+
+        batch: this data rank's share of the global batch, micro_batches * micro_batch_size samples.
+        Returns that quotient, () float32, on the last stage and 0 on the others. Gradients are summed over the data
+        axis when the last micro batch is done.
+        """
+        self.model.train()
+        self._tokens = max(tokens_in_global_batch, 1.0)
+        losses = self._through_schedule(batch, step) if self.stages > 1 else self._alone(batch, step)
+        return torch.stack(losses).sum() if losses else torch.zeros((), device=self.mesh.device)
+
+    def _scaled(self, output: tuple[Tensor, Tensor], _target=None) -> Tensor:
+        return output[0].sum() / self._tokens
+
+    def _through_schedule(self, batch: Batch, step: int) -> list[Tensor]:
+        inputs = (batch.tokens,) if self.is_first else ()
+        losses: list[Tensor] = []
+        ending = {"target": batch.labels, "losses": losses, "return_outputs": False} if self.is_last else {}
+        self._schedule.step(*inputs, **batch.sides(), step=step, labels=batch.labels, **ending)
+        return [loss.detach() for loss in losses]
+
+    def _alone(self, batch: Batch, step: int) -> list[Tensor]:
+        losses = []
+        for i, micro in enumerate(batch.split(self.micro_batches)):
+            last = i == self.micro_batches - 1
+            self.model.set_requires_gradient_sync(last)  # reduce over the data axis once per step
+            self.model.set_reshard_after_backward(last)  # and gather parameters once per step
+            loss = self._scaled(self.model(micro.tokens, **micro.sides(), step=step, labels=micro.labels))
+            loss.backward()
+            losses.append(loss.detach())
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Tensor:
+        """(2,) float64 on every rank of the pipeline: summed loss and number of learned labels of this batch."""
+        self.model.eval()
+        x, group = batch.tokens, self.mesh.group("pipeline") if self.stages > 1 else None
+        if not self.is_first:
+            x = self._empty_hidden(batch)
+            dist.recv(x, group=group, group_src=self.stage - 1)
+        x = self.model(x, **batch.sides(), step=0, labels=batch.labels)
+        if not self.is_last:
+            dist.send(x.contiguous(), group=group, group_dst=self.stage + 1)
+        result = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
+        if self.is_last:
+            result.copy_(torch.cat(x))
+        if self.stages > 1:
+            dist.broadcast(result, group=group, group_src=self.stages - 1)
+        return result
+
+    def rest(self) -> None:
+        """Give gathered parameters back after evaluation, so that optimizer and checkpoint see the divided ones."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def _empty_hidden(self, batch: Batch) -> Tensor:
+        axis = next(iter(self.model.h.values())).ln_1.axis
+        tokens = batch.tokens.shape[1] // (axis.size if axis.divides_sequence else 1)
+        dtype = self.model._get_fsdp_state()._mp_policy.param_dtype or torch.float32
+        shape = (batch.tokens.shape[0], tokens, self.model.config.hidden_size)
+        return torch.empty(shape, dtype=dtype, device=self.mesh.device)

@@ -1,0 +1,109 @@
+"""From the undivided model to this rank's part of it: one table, applied from here and nowhere else."""
+
+import torch
+from torch import nn
+from torch.distributed.tensor import Shard
+
+from megatron_yuyuan.config import Config
+from megatron_yuyuan.kernels import Kernels
+from megatron_yuyuan.model.gpt2 import GPT2, initial_values
+from megatron_yuyuan.parallel.cross_entropy import VocabParallelHead
+from megatron_yuyuan.parallel.data import divide_over_data
+from megatron_yuyuan.parallel.mesh import Mesh
+from megatron_yuyuan.parallel.pipeline import stage_layers
+from megatron_yuyuan.parallel.tensor import (
+    ColumnParallelLinear,
+    PositionEmbedding,
+    ResidualDropout,
+    ResidualLayerNorm,
+    RowParallelLinear,
+    TensorAxis,
+    VocabParallelEmbedding,
+)
+
+MODEL_PLAN = {
+    "wte": VocabParallelEmbedding,
+    "wpe": PositionEmbedding,
+    "drop": ResidualDropout,
+    "ln_f": ResidualLayerNorm,
+    "head": VocabParallelHead,
+}
+BLOCK_PLAN = {
+    "ln_1": ResidualLayerNorm,
+    "attn.c_attn": ColumnParallelLinear,
+    "attn.c_proj": RowParallelLinear,
+    "resid_1": ResidualDropout,
+    "ln_2": ResidualLayerNorm,
+    "mlp.c_fc": ColumnParallelLinear,
+    "mlp.c_proj": RowParallelLinear,
+    "resid_2": ResidualDropout,
+}
+"""Module name -> what stands in its place on a tensor rank. Each is built from the module it replaces."""
+
+
+def build_stages(config: Config, mesh: Mesh, kernels: Kernels | None = None) -> list[GPT2]:
+    """This rank's stages of the model (one under 1F1B), divided over all three axes and initialised.
+
+    Built on the meta device, cut to the stage's layers, its layers exchanged for tensor-parallel ones, then one unit
+    at a time given memory, filled, and divided over the data axis: a rank never holds more than its own part and one
+    unit's tensor slice.
+    """
+    with torch.device("meta"):
+        model = GPT2(config.model, config.training.seed, kernels)
+    keep_stage(model, mesh.rank("pipeline"), mesh.size("pipeline"))
+    axis = TensorAxis(mesh.axes["tensor"], config.parallel.sequence_parallel)
+    divide_over_tensor(model, axis)
+    for name, unit in [(f"h.{i}.", block) for i, block in model.h.items()] + [("", model)]:
+        own = [(n, p) for n, p in unit.named_parameters() if p.is_meta]
+        _give_memory(unit, mesh.device)
+        for parameter_name, _ in own:
+            _initialise(name + parameter_name, unit.get_parameter(parameter_name), config, axis)
+        divide_over_data(unit, mesh, config.training.bf16)
+    return [model]
+
+
+def keep_stage(model: GPT2, stage: int, stages: int) -> None:
+    """Remove every layer, and embedding or head, that stands on another stage. Tied: both ends keep wte."""
+    layers = stage_layers(len(model.h), stages)[stage]
+    for name in list(model.h):
+        if int(name) not in layers:
+            del model.h[name]
+    if stage > 0:
+        model.wpe = None
+    if stage < stages - 1:
+        model.ln_f = model.head = None
+    if 0 < stage < stages - 1:
+        model.wte = None
+
+
+def divide_over_tensor(model: GPT2, axis: TensorAxis) -> None:
+    """Apply the plan. Attention learns which heads it holds, for its dropout."""
+    for module, plan in [(model, MODEL_PLAN), *((block, BLOCK_PLAN) for block in model.h.values())]:
+        for name, layer in plan.items():
+            path, _, last = name.rpartition(".")
+            parent = module.get_submodule(path)
+            if getattr(parent, last) is not None:
+                setattr(parent, last, layer(getattr(parent, last), axis))
+    for block in model.h.values():
+        dropout = block.attn.attn_dropout
+        dropout.first_head = axis.rank * dropout.num_heads // axis.size
+
+
+def _give_memory(unit: nn.Module, device: torch.device) -> None:
+    """Replace meta parameters that no inner unit has taken yet by uninitialised ones on the device."""
+    for module in unit.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                setattr(module, name, nn.Parameter(torch.empty_like(parameter, device=device)))
+
+
+@torch.no_grad()
+def _initialise(name: str, parameter: nn.Parameter, config: Config, axis: TensorAxis) -> None:
+    """Fill this rank's slice with the values that the undivided parameter has there."""
+    local, shape = parameter.to_local(), tuple(parameter.shape)
+    [placement] = parameter.placements
+    dim = placement.dim if isinstance(placement, Shard) else None
+    first = axis.rank * local.shape[0] if dim == 0 else 0
+    rows = range(first, first + local.shape[0])
+    values = initial_values(name, shape, rows, config.model, config.training.seed, local.device)
+    local.copy_(values.chunk(axis.size, dim=1)[axis.rank] if dim == 1 else values)

@@ -1,0 +1,176 @@
+"""Tensor- and sequence-parallel layers, Megatron-style: local matrices, every collective in plain sight.
+
+A divided parameter is at rest a DTensor on the tensor axis, so that data parallelism, the gradient norm and a
+checkpoint know its global shape; a layer computes with its plain local tensor. A parameter that every tensor rank
+holds whole but uses on its own part of the sequence has a gradient that is only a part of the sum: `local` says so.
+Forgetting it raises nothing and trains wrongly.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+from megatron_yuyuan.model.gpt2 import Dropout, LayerNorm
+from megatron_yuyuan.parallel.collectives import copy_to_ranks, gather_sequence, scatter_sequence, sum_over_ranks
+
+
+@dataclass(frozen=True)
+class TensorAxis:
+    """The tensor ranks of one pipeline stage and data rank, and how activations travel between them."""
+
+    mesh: DeviceMesh
+    sequence_parallel: bool
+
+    @property
+    def rank(self) -> int:
+        return self.mesh.get_local_rank()
+
+    @property
+    def size(self) -> int:
+        return self.mesh.size()
+
+    @property
+    def group(self):
+        return self.mesh.get_group()
+
+    @property
+    def divides_sequence(self) -> bool:
+        return self.sequence_parallel and self.size > 1
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Residual stream -> divided layer: (B, T or T / tensor, C) -> (B, T, C)."""
+        return gather_sequence(x, self.group) if self.divides_sequence else copy_to_ranks(x, self.group)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Partial sums of a divided layer -> residual stream: (B, T, C) -> (B, T or T / tensor, C)."""
+        return scatter_sequence(x, self.group) if self.divides_sequence else sum_over_ranks(x, self.group)
+
+    def local(self, whole: nn.Parameter) -> Tensor:
+        """The plain tensor of a parameter that every rank holds whole and uses on the residual stream."""
+        return whole.to_local(grad_placements=[Partial()]) if self.divides_sequence else whole.to_local()
+
+    def divided(self, parameter: nn.Parameter, dim: int | None) -> nn.Parameter:
+        """An uninitialised DTensor parameter of the same full shape, cut along `dim` (None: held whole)."""
+        shape = list(parameter.shape)
+        if dim is not None:
+            shape[dim] //= self.size
+        local = torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
+        placement = Replicate() if dim is None else Shard(dim)
+        return nn.Parameter(DTensor.from_local(local, self.mesh, [placement], run_check=False))
+
+
+class ColumnParallelLinear(nn.Module):
+    """y = x W^T + b, the output features divided over the tensor axis.
+
+    Every rank multiplies the same x by its own rows of W, so the forward is silent (sequence parallel: x is gathered
+    along T); the backward sums the gradient of x over the axis (sequence parallel: and scatters it).
+    Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3 (f); Korthikanti et al. 2022, arXiv:2205.05198 (g).
+
+        x       (B, T, C_in)    the same on every tensor rank (sequence parallel: (B, T / tensor, C_in), its own part)
+        weight  (C_out, C_in)   DTensor Shard(0); local (C_out / tensor, C_in)
+        bias    (C_out,)        DTensor Shard(0)
+        return  (B, T, C_out / tensor)
+
+    RowParallelLinear takes exactly this slice back in.
+    """
+
+    def __init__(self, linear: nn.Linear, axis: TensorAxis):
+        super().__init__()
+        self.axis = axis
+        self.weight, self.bias = axis.divided(linear.weight, 0), axis.divided(linear.bias, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.axis.enter(x), self.weight.to_local(), self.bias.to_local())
+
+
+class RowParallelLinear(nn.Module):
+    """y = sum over ranks of x W^T, plus b; the input features divided over the tensor axis.
+
+    Each rank holds the columns of W that meet its slice of x; the forward sums the products over the axis (sequence
+    parallel: and scatters them along T); the backward is silent (sequence parallel: gathers). The bias is added after
+    the sum. Source: arXiv:1909.08053, section 3 (g); arXiv:2205.05198 (g bar).
+
+        x       (B, T, C_in / tensor)
+        weight  (C_out, C_in)   DTensor Shard(1); local (C_out, C_in / tensor)
+        bias    (C_out,)        DTensor Replicate
+        return  (B, T, C_out)   the same on every rank (sequence parallel: (B, T / tensor, C_out))
+    """
+
+    def __init__(self, linear: nn.Linear, axis: TensorAxis):
+        super().__init__()
+        self.axis = axis
+        self.weight, self.bias = axis.divided(linear.weight, 1), axis.divided(linear.bias, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.axis.leave(F.linear(x, self.weight.to_local())) + self.axis.local(self.bias)
+
+
+class VocabParallelEmbedding(nn.Module):
+    """Row lookup in a table whose rows are divided over the tensor axis.
+
+    A rank looks up the tokens of its own rows, answers zero for the others, and the axis sums the answers: one term
+    of the sum is not zero, so it is exact. Source: arXiv:1909.08053, section 3.
+
+        tokens  (B, T) int64
+        weight  (V, C)     DTensor Shard(0); local (V / tensor, C)
+        return  (B, T, C)  (sequence parallel: (B, T / tensor, C))
+    """
+
+    def __init__(self, embedding: nn.Embedding, axis: TensorAxis):
+        super().__init__()
+        self.axis = axis
+        self.weight = axis.divided(embedding.weight, 0)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        weight = self.weight.to_local()
+        local = tokens - self.axis.rank * weight.shape[0]
+        elsewhere = (local < 0) | (local >= weight.shape[0])
+        rows = F.embedding(local.masked_fill(elsewhere, 0), weight).masked_fill(elsewhere[..., None], 0)
+        return self.axis.leave(rows)
+
+
+class PositionEmbedding(nn.Module):
+    """The position table, held whole by every tensor rank and read for its part of the sequence.
+
+        positions (B, T) int64; weight (max_position_embeddings, C) DTensor Replicate
+        return    (B, T, C)  (sequence parallel: (B, T / tensor, C))
+    """
+
+    def __init__(self, embedding: nn.Embedding, axis: TensorAxis):
+        super().__init__()
+        self.axis = axis
+        self.weight = axis.divided(embedding.weight, None)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        if self.axis.divides_sequence:
+            positions = positions.chunk(self.axis.size, dim=1)[self.axis.rank]
+        return F.embedding(positions, self.axis.local(self.weight))
+
+
+class ResidualLayerNorm(nn.Module):
+    """The model's LayerNorm over (B, T or T / tensor, C); weight and bias (C,) held whole by every tensor rank."""
+
+    def __init__(self, norm: LayerNorm, axis: TensorAxis):
+        super().__init__()
+        self.axis, self.epsilon, self.kernels = axis, norm.epsilon, norm.kernels
+        self.weight, self.bias = axis.divided(norm.weight, None), axis.divided(norm.bias, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kernels.layer_norm(x, self.axis.local(self.weight), self.axis.local(self.bias), self.epsilon)
+
+
+class ResidualDropout(Dropout):
+    """The model's dropout, aware of which part of the sequence this tensor rank holds."""
+
+    def __init__(self, dropout: Dropout, axis: TensorAxis):
+        super().__init__(dropout.p, dropout.seed, dropout.site, dropout.kernels)
+        self.axis = axis
+
+    def span(self, x: Tensor) -> tuple[int, int]:
+        if not self.axis.divides_sequence:
+            return super().span(x)
+        return self.axis.rank * x.shape[1], self.axis.size * x.shape[1]
