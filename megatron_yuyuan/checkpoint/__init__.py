@@ -1,0 +1,1 @@
+"""Checkpoints: our own on disk (dcp), Hugging Face's (hf)."""

@@ -1,0 +1,84 @@
+"""A trained model, opened for use in one process: from a run directory or from a Hugging Face directory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megatron_yuyuan.checkpoint.dcp import FORMAT_VERSION, find_checkpoint, load_tensors, read_state, require_checkpoint
+from megatron_yuyuan.checkpoint.hf_format import read_directory, read_json
+from megatron_yuyuan.config import Config, ModelConfig
+from megatron_yuyuan.data import permutation
+from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
+from megatron_yuyuan.data.tokenizer import Tokenizer
+from megatron_yuyuan.errors import ConfigError, DataError
+from megatron_yuyuan.model.gpt2 import GPT2
+
+EXPORT_NOTES = "yuyuan.json"
+"""What Hugging Face's files have no place for: the template, and how far the model was trained."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with everything that its use needs."""
+
+    model: GPT2
+    """Undivided, float32, in eval mode."""
+    tokenizer: Tokenizer
+    template: QuestionTemplate
+    state: dict
+    """state.json of the checkpoint, or what one made from the Hugging Face directory would hold."""
+    path: Path
+    """The checkpoint, or the Hugging Face directory."""
+
+
+def load_model(directory: str | Path, iteration: int | None = None, device: str | torch.device = "cpu") -> LoadedModel:
+    """Open RUN (the checkpoint of `iteration`, None the latest) or a directory with Hugging Face's config.json.
+
+    Any layout may have saved the run. Raises DataError: no checkpoint, damaged, or the tokenizer beside it is not the
+    one it was trained with; UnsafeError: a file that would run code; ConfigError: a device that is not there.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but torch finds no CUDA", "the model would have nowhere to live", "cpu")
+    directory = Path(directory)
+    if find_checkpoint(directory, iteration) is None and (directory / "config.json").exists():
+        return _open_huggingface(directory, device)
+    path = require_checkpoint(directory, iteration)
+    state = read_state(path)
+    tokenizer = Tokenizer.from_file(directory / "tokenizer")
+    expected = state["tokenizer"]["fingerprint"]
+    if tokenizer.fingerprint != expected:
+        raise DataError(f"{path} was trained with tokenizer {expected}, {directory / 'tokenizer'} is "
+                        f"{tokenizer.fingerprint}", "its embedding belongs to other tokens",
+                        "the tokenizer directory that the run wrote")
+    model = _empty(Config.from_dict({"model": state["config"]["model"]}).model, device)
+    load_tensors(path, {f"model.{name}": tensor for name, tensor in model.state_dict().items()})
+    return LoadedModel(model, tokenizer, QuestionTemplate.from_dict(state["template"]), state, path)
+
+
+def _open_huggingface(directory: Path, device) -> LoadedModel:
+    config, tensors, tokenizer = read_directory(directory)
+    model = _empty(config, device)
+    model.load_state_dict(tensors)
+    notes = read_json(directory / EXPORT_NOTES) if (directory / EXPORT_NOTES).exists() else {}
+    template = QuestionTemplate.from_dict(notes.get("template", TEMPLATE.to_dict()))
+    return LoadedModel(model, tokenizer, template, _imported_state(config, tokenizer, template), directory)
+
+
+def _empty(config: ModelConfig, device) -> GPT2:
+    with torch.device("meta"):
+        model = GPT2(config)
+    return model.to_empty(device=device).eval()
+
+
+def _imported_state(config: ModelConfig, tokenizer: Tokenizer, template: QuestionTemplate) -> dict:
+    """state.json of weights that come from elsewhere: iteration 0, nothing read, no optimizer."""
+    whole = Config(model=config).replace(seq_length=config.max_position_embeddings)
+    return {
+        "format_version": FORMAT_VERSION, "iteration": 0, "consumed_samples": 0, "optimizer": False,
+        "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+        "template": template.to_dict(),
+        "random": {"generator": "philox4x32-10", "key": whole.training.seed},
+        "data_order": permutation.VERSION,
+        "config": whole.to_dict(),
+    }

@@ -1,0 +1,1 @@
+"""Raw files in, token shards out: readers, tokenizer, template and the .bin/.idx format."""

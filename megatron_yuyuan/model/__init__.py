@@ -1,0 +1,1 @@
+"""The one GPT-2 and its loss."""

@@ -1,0 +1,245 @@
+"""The whole program on one page: pretraining and finetuning are the same run over two kinds of samples.
+
+    configuration -> tokenizer -> where to start from -> samples -> mesh -> divided model -> steps
+
+Everything that can be wrong with what a person gave is found before the first process group exists.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_yuyuan.checkpoint.dcp import (
+    find_checkpoint,
+    load_tensors,
+    read_state,
+    require_checkpoint,
+    save_checkpoint,
+)
+from megatron_yuyuan.config import CheckpointConfig, Config, ModelConfig, validate
+from megatron_yuyuan.data import permutation
+from megatron_yuyuan.data.files import AtomicFiles
+from megatron_yuyuan.data.gpt_dataset import GPTDataset, split_documents
+from megatron_yuyuan.data.indexed_dataset import IndexedDataset
+from megatron_yuyuan.data.loader import Dataset
+from megatron_yuyuan.data.qa_dataset import QADataset
+from megatron_yuyuan.data.template import TEMPLATE
+from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer
+from megatron_yuyuan.errors import ConfigError, DataError
+from megatron_yuyuan.log import Log
+from megatron_yuyuan.parallel import mesh as mesh_module
+from megatron_yuyuan.parallel.mesh import Mesh
+from megatron_yuyuan.parallel.plan import build_stages
+from megatron_yuyuan.train.loop import Trainer, train
+from megatron_yuyuan.train.optimizer import build_optimizer
+from megatron_yuyuan.train.state import TrainState
+
+
+def pretrain(config: Config) -> None:
+    """Train on windows of a token stream (`torchrun pretrain_gpt.py`)."""
+    run(config, text_samples)
+
+
+def finetune(config: Config) -> None:
+    """Train on questions and answers (`torchrun finetune_qa.py`), from the weights of --load."""
+    run(config.replace(finetune=True), question_samples)
+
+
+def run(config: Config, samples) -> None:
+    """Assemble a run and take its steps. Raises YuyuanError for what a person must change."""
+    origin = starting_point(config.checkpoint)
+    tokenizer = run_tokenizer(config, origin)
+    config = resolve_model(config, tokenizer, origin)
+    training_set, validation_set = samples(config, tokenizer)
+    config = resolve_length(config, len(training_set), mesh_module.world_size())
+    validate(config, mesh_module.world_size())
+
+    mesh = mesh_module.start(config.parallel)
+    try:
+        log = Log(config.checkpoint.save, mesh.is_main)
+        stages = build_stages(config, mesh)
+        state = TrainState(stages, build_optimizer(stages[0], config.optimizer), mesh)
+        _introduce(config, state, training_set, log)
+        if config.checkpoint.save and mesh.is_main:
+            save_run_files(config, tokenizer)
+        if origin is not None:
+            load_into(state, origin, config.checkpoint, log)
+        trainer = Trainer(config, state)
+        train(trainer, training_set, validation_set, lambda: save(config, state, tokenizer, log), log)
+    finally:
+        mesh_module.stop()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint a run starts from."""
+
+    path: Path
+    weights_only: bool
+    """Begin a new run with its weights, instead of continuing it."""
+    state: dict
+    """Its state.json."""
+
+
+def starting_point(checkpoint: CheckpointConfig) -> Origin | None:
+    """Which checkpoint to begin with; None means fresh weights. Raises ConfigError and DataError.
+
+    --load DIR continues what is there, or ends the run. With --finetune its weights begin a new run, which a restart
+    continues from --save. Without --load a run continues from --save, or begins fresh.
+    """
+    own = find_checkpoint(checkpoint.save) if checkpoint.save else None
+    if checkpoint.finetune and own is None:
+        if not checkpoint.load:
+            raise ConfigError("load is not given", "finetuning starts from the weights of another run",
+                              "--load RUN_DIRECTORY of the pretraining")
+        path = require_checkpoint(checkpoint.load, checkpoint.ckpt_step or None)
+        return Origin(path, True, read_state(path))
+    if checkpoint.load and not checkpoint.finetune:
+        own = require_checkpoint(checkpoint.load, checkpoint.ckpt_step or None)
+    return Origin(own, False, read_state(own)) if own else None
+
+
+def run_tokenizer(config: Config, origin: Origin | None) -> Tokenizer:
+    """The tokenizer that is configured, or else the one that came with the checkpoint; it must be the checkpoint's."""
+    data = config.data
+    configured = data.tokenizer_model or data.vocab_file or data.merge_file
+    if configured or origin is None:
+        tokenizer = open_tokenizer(data)
+    else:
+        tokenizer = Tokenizer.from_file(origin.path.parent / "tokenizer")
+    if origin and origin.state["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
+        raise DataError(f"{origin.path} was trained with tokenizer {origin.state['tokenizer']['fingerprint']}, not "
+                        f"{tokenizer.fingerprint}", "its embedding belongs to other tokens",
+                        f"leave the tokenizer out: the checkpoint's own is in {origin.path.parent / 'tokenizer'}")
+    return tokenizer
+
+
+def resolve_model(config: Config, tokenizer: Tokenizer, origin: Origin | None) -> Config:
+    """Fill in the parts of the model's shape that were left at 0. Raises ConfigError where a checkpoint differs."""
+    given = config.model
+    vocab_size = given.vocab_size or tokenizer.vocab_size
+    if vocab_size < tokenizer.vocab_size:
+        raise ConfigError(f"vocab_size={vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens",
+                          "every token needs a row of the embedding", "leave --vocab-size out")
+    positions = given.max_position_embeddings
+    if origin is not None:
+        saved = ModelConfig(**origin.state["config"]["model"])
+        shape = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "vocab_size",
+                 "max_position_embeddings")
+        for name in shape:
+            mine, theirs = getattr(given, name), getattr(saved, name)
+            if mine not in (0, theirs):
+                raise ConfigError(f"{name}={mine}, but {origin.path} has {theirs}",
+                                  "the shape of a model is that of its weights", f"leave --{name.replace('_', '-')} out")
+        return config.replace(**{name: getattr(saved, name) for name in shape},
+                              make_vocab_size_divisible_by=saved.make_vocab_size_divisible_by,
+                              layernorm_epsilon=saved.layernorm_epsilon)
+    return config.replace(vocab_size=vocab_size, max_position_embeddings=positions or config.data.seq_length)
+
+
+def resolve_length(config: Config, epoch_samples: int, ranks: int) -> Config:
+    """Fill in global_batch_size and turn epochs into train_iters."""
+    training, parallel = config.training, config.parallel
+    data_ranks = ranks // (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size or 1) or 1
+    size = training.global_batch_size or training.micro_batch_size * data_ranks
+    if training.epochs and not training.train_iters and size:
+        steps = math.ceil(training.epochs * epoch_samples / size)
+        return config.replace(global_batch_size=size, train_iters=steps, epochs=0.0)
+    return config.replace(global_batch_size=size)
+
+
+def text_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
+    """Training and validation windows of data_path, or of train_data_path and valid_data_path."""
+    data, seed = config.data, config.training.seed
+    if data.data_path:
+        shard = open_shard(data.data_path, "data_path", tokenizer)
+        train_documents, valid_documents, _ = split_documents(shard.num_documents, data.split)
+        valid = GPTDataset(shard, data.seq_length, None, valid_documents) if valid_documents else None
+        return GPTDataset(shard, data.seq_length, seed, train_documents), valid
+    shard = open_shard(data.train_data_path, "data_path", tokenizer)
+    valid = GPTDataset(open_shard(data.valid_data_path, "valid_data_path", tokenizer), data.seq_length, None
+                       ) if data.valid_data_path else None
+    return GPTDataset(shard, data.seq_length, seed), valid
+
+
+def question_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
+    """Training and validation pairs of train_data_path and valid_data_path."""
+    data = config.data
+    shard = open_shard(data.train_data_path, "train_data_path", tokenizer)
+    valid = QADataset(open_shard(data.valid_data_path, "valid_data_path", tokenizer), data.seq_length, tokenizer.eod,
+                      None) if data.valid_data_path else None
+    return QADataset(shard, data.seq_length, tokenizer.eod, config.training.seed), valid
+
+
+def open_shard(prefixes: tuple[str, ...], flag: str, tokenizer: Tokenizer) -> IndexedDataset:
+    """The one shard a flag names, checked against the tokenizer. Raises ConfigError and DataError."""
+    if len(prefixes) != 1:
+        what = "several shards are not yet supported" if prefixes else "no shard"
+        raise ConfigError(f"{flag}: {what}", "a run reads one token stream",
+                          f"--{flag.replace('_', '-')} PREFIX, as tools/preprocess_data.py printed it")
+    shard = IndexedDataset(prefixes[0])
+    shard.check_vocabulary(tokenizer.fingerprint, tokenizer.vocab_size)
+    return shard
+
+
+def load_into(state: TrainState, origin: Origin, checkpoint: CheckpointConfig, log: Log) -> None:
+    """Fill a state from a checkpoint of any layout. Raises DataError."""
+    with_moments = not (origin.weights_only or checkpoint.no_load_optim)
+    if not origin.weights_only and origin.state["data_order"] != permutation.VERSION:
+        raise DataError(f"{origin.path} read its data in order {origin.state['data_order']}, this code uses "
+                        f"{permutation.VERSION}", "samples would be repeated and left out",
+                        "--finetune, which begins the data again")
+    if with_moments and not origin.state["optimizer"]:
+        raise DataError(f"{origin.path} holds weights only", "a run cannot be continued without its optimizer state",
+                        "--finetune to begin a new run with its weights, or --no-load-optim")
+    load_tensors(origin.path, state.tensors(with_moments))
+    if not origin.weights_only:
+        state.set_iteration(origin.state["iteration"], origin.state["consumed_samples"])
+        log.event("restart", iteration=state.iteration, path=str(origin.path))
+    log.line(f"{'weights of' if origin.weights_only else 'continuing'} {origin.path}")
+
+
+def save(config: Config, state: TrainState, tokenizer: Tokenizer, log: Log) -> None:
+    """Write a checkpoint if the run has a place for it."""
+    if not config.checkpoint.save:
+        return
+    begun = time.perf_counter()
+    path = save_checkpoint(config.checkpoint.save, state.iteration, state.tensors(),
+                           describe(config, state.consumed_samples, tokenizer, optimizer=True))
+    seconds = time.perf_counter() - begun
+    log.event("save", iteration=state.iteration, path=str(path), seconds=seconds)
+    log.line(f"saved {path} in {seconds:.1f} s")
+
+
+def describe(config: Config, consumed_samples: int, tokenizer: Tokenizer, optimizer: bool) -> dict:
+    """What state.json says beside format and iteration."""
+    return {
+        "consumed_samples": consumed_samples,
+        "optimizer": optimizer,
+        "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+        "template": TEMPLATE.to_dict(),
+        "random": {"generator": "philox4x32-10", "key": config.training.seed},
+        "data_order": permutation.VERSION,
+        "config": config.to_dict(),
+    }
+
+
+def save_run_files(config: Config, tokenizer: Tokenizer) -> None:
+    """Beside the checkpoints: the resolved configuration and the tokenizer."""
+    directory = Path(config.checkpoint.save)
+    with AtomicFiles() as files:
+        files.open(directory / "config.toml").write(config.to_toml().encode())
+    tokenizer.save(directory / "tokenizer")
+
+
+def _introduce(config: Config, state: TrainState, training_set: Dataset, log: Log) -> None:
+    from megatron_yuyuan.train.throughput import count_parameters
+
+    training = config.training
+    log.line(f"model: {count_parameters(config.model):,} parameters, vocabulary {config.model.vocab_size} padded to "
+             f"{config.model.padded_vocab_size}")
+    log.line(f"layout: {state.mesh.describe()}")
+    epochs = training.train_iters * training.global_batch_size / len(training_set)
+    log.line(f"data: {len(training_set):,} samples of {config.data.seq_length} tokens; {training.train_iters} steps of "
+             f"{training.global_batch_size} samples are {epochs:.2f} epochs")

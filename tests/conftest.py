@@ -1,0 +1,36 @@
+"""What every test may ask for."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--real-data", default=os.environ.get("YUYUAN_REAL_DATA"), metavar="DIR",
+                     help="folder with gpt2_vocab, medquad and pubmed_xml, for the tests on real data")
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    """A pool of processes: ranks.run(8, function, *arguments)."""
+    from rank_pool import RankPool
+
+    pool = RankPool()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def real_data(request) -> Path:
+    """The folder of real data; the test is skipped without it."""
+    folder = request.config.getoption("--real-data")
+    if not folder:
+        pytest.skip("needs real data: --real-data DIR or YUYUAN_REAL_DATA")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).parent.parent

@@ -1,0 +1,174 @@
+"""The commands that prepare data: their outputs, and errors that leave nothing behind."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_yuyuan.data.indexed_dataset import IndexedDataset
+from megatron_yuyuan.data.medquad import read_qa_jsonl
+from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
+from megatron_yuyuan.data.tokenizer import Tokenizer, train_bpe
+
+TOOLS = Path(__file__).parents[2] / "tools"
+ARTICLE = (
+    "<PubmedArticle><MedlineCitation><PMID>{n}</PMID><Article><ArticleTitle>Title {n}.</ArticleTitle>"
+    "<Abstract><AbstractText>Gout number {n}.</AbstractText></Abstract></Article>"
+    "</MedlineCitation></PubmedArticle>\n"
+)
+PUBMED = "<PubmedArticleSet>\n" + "".join(ARTICLE.format(n=n) for n in range(1500)) + "</PubmedArticleSet>"
+PAGE = (
+    '<Document id="{n}" source="S"><Focus>F{n}</Focus><QAPairs><QAPair><Question qtype="x">What is F{n} ?'
+    "</Question><Answer>It is {n}.</Answer></QAPair><QAPair><Question>Why F{n} ?</Question><Answer/>"
+    "</QAPair></QAPairs></Document>\n"
+)
+MEDQUAD = "<all>\n" + "".join(PAGE.format(n=n) for n in range(200)) + "</all>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> tuple[Tokenizer, list[str]]:
+    """A small tokenizer and the flags that name it."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer = train_bpe(iter([PUBMED, MEDQUAD]), 300)
+    tokenizer.save(folder)
+    return tokenizer, ["--vocab-file", str(folder / "vocab.json"), "--merge-file", str(folder / "merges.txt")]
+
+
+def run(tool, *args):
+    command = [sys.executable, str(TOOLS / f"{tool}.py"), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+
+
+def test_pubmed_becomes_one_shard_whatever_the_workers(tmp_path, tokenizer):
+    ours, flags = tokenizer
+    file = tmp_path / "pubmed.xml.gz"
+    file.write_bytes(gzip.compress(PUBMED.encode()))
+    for workers in (1, 3):
+        done = run("preprocess_data", "--input", file, "--output_prefix", tmp_path / f"out{workers}/p",
+                   "--append-eod", "--workers", workers, *flags)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "1500 documents" in done.stdout and "dropped   nothing" in done.stdout
+    names = ["p_text_document.bin", "p_text_document.idx", "p_text_document.meta.json"]
+    assert sorted(path.name for path in (tmp_path / "out1").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out3" / name).read_bytes()
+
+    shard = IndexedDataset(tmp_path / "out1/p_text_document")
+    shard.check_vocabulary(ours.fingerprint, ours.vocab_size)
+    expected = [*ours.encode("Title 7.\nGout number 7."), ours.eod]
+    assert [sequence.tolist() for sequence in shard.document(7)] == [expected]
+    assert shard.dtype == np.uint16 and shard.meta["sources"][0]["file"] == "pubmed.xml.gz"
+    assert shard.meta["kind"] == "text" and shard.meta["append_eod"] is True
+
+
+def test_a_key_of_jsonl_becomes_a_shard(tmp_path, tokenizer):
+    ours, flags = tokenizer
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"title": "T", "body": "B <|endoftext|>"}\n{"title": "U", "body": ""}\n')
+    done = run("preprocess_data", "--input", tmp_path, "--output-prefix", tmp_path / "p",
+               "--json-keys", "title", "body", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "1 empty text" in done.stdout and "--append-eod" in done.stdout
+    assert IndexedDataset(tmp_path / "p_title_document").num_documents == 2
+    (body,) = IndexedDataset(tmp_path / "p_body_document").document(0)
+    assert body.tolist() == ours.encode("B <|endoftext|>") and ours.eod not in body
+
+
+def test_medquad_becomes_three_splits_of_prompts_and_answers(tmp_path, tokenizer):
+    ours, flags = tokenizer
+    file = tmp_path / "m.xml"
+    file.write_text(MEDQUAD)
+    done = run("preprocess_data", "--input", file, "--output-prefix", tmp_path / "m", "--split", "2,1,1", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "200 no answer" in done.stdout
+    total = 0
+    for split in ("train", "valid", "test"):
+        shard = IndexedDataset(tmp_path / f"m_{split}_qa_document")
+        pairs = list(read_qa_jsonl(tmp_path / f"m_{split}.jsonl"))
+        assert shard.num_documents == len(pairs) > 0 and shard.num_sequences == 2 * len(pairs)
+        prompt, answer = shard.document(0)
+        assert ours.decode(prompt) == f"Question:{pairs[0].question} answer:"
+        assert ours.decode(answer) == f" {pairs[0].answer}<|endoftext|>"
+        assert QuestionTemplate.from_dict(shard.meta["template"]) == TEMPLATE
+        total += len(pairs)
+    assert total == 200
+
+    done = run("preprocess_data", "--input", tmp_path / "m_valid.jsonl", "--output-prefix", tmp_path / "q", *flags)
+    assert done.returncode == 0, done.stderr
+    again, before = (tmp_path / name for name in ("q_qa_document.bin", "m_valid_qa_document.bin"))
+    assert again.read_bytes() == before.read_bytes()
+
+
+def test_an_empty_split_writes_no_shard_and_says_so(tmp_path, tokenizer):
+    (tmp_path / "m.xml").write_text(MEDQUAD)
+    done = run("preprocess_data", "--input", tmp_path / "m.xml", "--output-prefix", tmp_path / "m",
+               "--split", "90,10,0", *tokenizer[1])
+    assert done.returncode == 0 and "test is empty: no shard" in done.stdout
+    assert not list(tmp_path.glob("m_test*"))
+
+
+BAD = {
+    "wrong path": (None, "cannot read"),
+    "empty file": (b"", "is empty"),
+    "truncated gzip": (gzip.compress(PUBMED.encode())[:-100], "gzip stream ends early"),
+    "malformed XML": (PUBMED.replace("Gout number 1400.", "<b>").encode(), "PMID 1399"),
+    "JSONL line without the key": (b'{"text": "a"}\n' * 1200 + b'{"txt": "a"}\n', "line 1201: no key 'text'"),
+    "JSONL line that is no JSON": (b'{"text": "a"}\n{"text": \n', "line 2"),
+    "zero documents": (b'{"text": ""}\n', "no document in"),
+    "entities": (b'<!DOCTYPE a [<!ENTITY b "c">]>' + PUBMED.encode(), "declares XML entities"),
+    "of no known kind": (b"PMID- 1\nTI - Gout\n", "neither PubMed XML"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_an_error_is_three_lines_and_leaves_nothing(tmp_path, tokenizer, name):
+    content, what = BAD[name]
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in" / "input"
+    if content is not None:
+        file.write_bytes(content)
+    before = sorted(tmp_path.rglob("*"))
+    done = run("preprocess_data", "--input", file, "--output-prefix", tmp_path / "new/folder/p", *tokenizer[1])
+    assert done.returncode == 2
+    first, second, third = done.stderr.splitlines()
+    assert first.startswith("error: ") and what in first
+    assert second.startswith("  why: ") and third.startswith("  try: ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "what"),
+    [
+        (["--input", "{dir}"], "--output-prefix"),
+        (["--input", "{dir}", "--output-prefix", "{dir}/p"], "vocab_file and merge_file are not given"),
+        (["--input", "{dir}", "--output-prefix", "{dir}/p", "{flags}"], "holds texts"),
+        (["--input", "{dir}", "--output-prefix", "{dir}/p", "--split", "1,2"], "three whole shares"),
+        (["--input", "{dir}", "--output-prefix", "{dir}/p", "--worker", "2", "--x"], "--x"),
+        (["--input", "{dir}", "--output-prefix", "{dir}/p", "--workers", "-1"], "workers=-1"),
+    ],
+)
+def test_a_bad_command_line_is_named(tmp_path, tokenizer, args, what):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}))
+    (tmp_path / "b.xml").write_text(MEDQUAD)
+    words = [word.replace("{dir}", str(tmp_path)) for word in args if word != "{flags}"]
+    done = run("preprocess_data", *words, *(tokenizer[1] if "{flags}" in args else []))
+    assert done.returncode == 2 and what in done.stderr.splitlines()[0]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_train_tokenizer_writes_what_preprocess_data_reads(tmp_path):
+    (tmp_path / "m.xml").write_text(MEDQUAD)
+    folder = tmp_path / "tokenizer"
+    done = run("train_tokenizer", "--input", tmp_path / "m.xml", "--vocab-size", 290, "--output-dir", folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "290 tokens from 200 documents" in done.stdout
+    assert Tokenizer.from_file(folder).vocab_size == 290
+    done = run("preprocess_data", "--input", tmp_path / "m.xml", "--output-prefix", tmp_path / "m",
+               "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", folder)
+    assert done.returncode == 0, done.stderr
+    done = run("train_tokenizer", "--input", tmp_path / "none", "--vocab-size", 290, "--output-dir", tmp_path / "x")
+    assert done.returncode == 2 and "cannot read" in done.stderr and not (tmp_path / "x").exists()

@@ -1,0 +1,71 @@
+r"""Learn a byte-level BPE on the texts that will be trained on.
+
+    python tools/train_tokenizer.py --input pubmed26n0001.xml.gz --vocab-size 32000 \
+        --output-dir data/tokenizer
+    -> data/tokenizer/tokenizer.json vocab.json merges.txt
+
+The end of text is the last id. The same inputs in the same order give the same files.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_yuyuan.cli import ArgumentParser, run_command
+from megatron_yuyuan.data.sources import FORMATS, find_sources, read_texts
+from megatron_yuyuan.data.tokenizer import train_bpe
+from megatron_yuyuan.errors import DataError
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Read the command line, learn, write, print a report. Raises YuyuanError."""
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="PATH", help="files, or folders to search"
+    )
+    parser.add_argument(
+        "--input-format", choices=FORMATS, default="auto", help="auto looks into each file"
+    )
+    parser.add_argument(
+        "--json-keys", default="text", metavar="KEY", help="key of a JSONL line that holds the text"
+    )
+    parser.add_argument(
+        "--vocab-size", type=int, required=True, metavar="N", help="tokens, 257 or more"
+    )
+    parser.add_argument(
+        "--output-dir", required=True, metavar="DIR", help="where the tokenizer's files go"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(args)
+    sources, documents = find_sources(options.input, options.input_format), Counter()
+
+    def texts():
+        for text in read_texts(sources, options.json_keys, Counter()):
+            documents["read"] += 1
+            yield text
+
+    tokenizer = train_bpe(texts(), options.vocab_size)
+    if not documents["read"]:
+        raise DataError(
+            f"no document in {', '.join(options.input)}",
+            "nothing to learn from",
+            "an input with text in it",
+        )
+    tokenizer.save(options.output_dir)
+    print(
+        f"learned {tokenizer.vocab_size} tokens from {documents['read']} documents "
+        f"({len(sources)} files)"
+    )
+    print(f"written {Path(options.output_dir).absolute()}: tokenizer.json, vocab.json, merges.txt")
+    if tokenizer.vocab_size < options.vocab_size:
+        print(
+            f"note: the texts hold no more than {tokenizer.vocab_size} tokens; "
+            f"{options.vocab_size} were asked for"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)
