@@ -1,7 +1,7 @@
 """Finetune a pretrained GPT-2 on questions and answers; only the answers are learned.
 
-    torchrun --nproc-per-node 8 finetune_qa.py --load PRETRAINED --train-data-path PREFIX_train_qa_document --save DIR
-    python finetune_qa.py ...           the same as one process
+torchrun --nproc-per-node 8 finetune_qa.py --load PRETRAINED --train-data-path PREFIX_train_qa_document --save DIR
+python finetune_qa.py ...           the same as one process
 """
 
 from megatron_yuyuan.cli import parse_config, run_command
@@ -9,7 +9,9 @@ from megatron_yuyuan.cli import parse_config, run_command
 
 def main() -> None:
     config = parse_config(__doc__)
-    from megatron_yuyuan.run import finetune  # torch is imported only now: --help and a wrong flag answer at once
+    from megatron_yuyuan.run import (
+        finetune,
+    )  # torch is imported only now: --help and a wrong flag answer at once
 
     finetune(config)
 

@@ -1,7 +1,7 @@
 """Pretrain GPT-2 on shards of tokens.
 
-    torchrun --nproc-per-node 8 pretrain_gpt.py --config examples/configs/tiny.toml --data-path PREFIX --save DIR
-    python pretrain_gpt.py ...          the same as one process
+torchrun --nproc-per-node 8 pretrain_gpt.py --config examples/configs/tiny.toml --data-path PREFIX --save DIR
+python pretrain_gpt.py ...          the same as one process
 """
 
 from megatron_yuyuan.cli import parse_config, run_command
@@ -9,7 +9,9 @@ from megatron_yuyuan.cli import parse_config, run_command
 
 def main() -> None:
     config = parse_config(__doc__)
-    from megatron_yuyuan.run import pretrain  # torch is imported only now: --help and a wrong flag answer at once
+    from megatron_yuyuan.run import (
+        pretrain,
+    )  # torch is imported only now: --help and a wrong flag answer at once
 
     pretrain(config)
 

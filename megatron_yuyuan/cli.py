@@ -13,20 +13,12 @@ from megatron_yuyuan.config import Config, config_fields, load_toml, nearest
 from megatron_yuyuan.errors import ConfigError, YuyuanError
 
 NOT_YET = frozenset(
-    "--context-parallel-size --num-layers-per-virtual-pipeline-stage --rampup-batch-size --train-samples "
-    "--use-distributed-optimizer --fp16 --loss-scale --initial-loss-scale --loss-scale-window --hysteresis "
-    "--data-cache-path --num-workers --eod-mask-loss --reset-position-ids --reset-attention-mask "
-    "--untie-embeddings-and-output-weights --save-retain-interval --no-load-rng --async-save --verify-integrity "
-    "--exit-signal-handler --exit-signal --exit-duration-in-mins --exit-interval --log-throughput --log-progress "
-    "--tensorboard-dir --wandb-project --iterations-to-skip --check-for-nan-in-loss-and-grad --deterministic-mode "
-    "--recompute-activations --recompute-granularity --recompute-method --lr-warmup-samples --lr-decay-samples".split()
+    ["--context-parallel-size", "--num-layers-per-virtual-pipeline-stage", "--rampup-batch-size", "--train-samples", "--use-distributed-optimizer", "--fp16", "--loss-scale", "--initial-loss-scale", "--loss-scale-window", "--hysteresis", "--data-cache-path", "--num-workers", "--eod-mask-loss", "--reset-position-ids", "--reset-attention-mask", "--untie-embeddings-and-output-weights", "--save-retain-interval", "--no-load-rng", "--async-save", "--verify-integrity", "--exit-signal-handler", "--exit-signal", "--exit-duration-in-mins", "--exit-interval", "--log-throughput", "--log-progress", "--tensorboard-dir", "--wandb-project", "--iterations-to-skip", "--check-for-nan-in-loss-and-grad", "--deterministic-mode", "--recompute-activations", "--recompute-granularity", "--recompute-method", "--lr-warmup-samples", "--lr-decay-samples"]
 )
 """Megatron-LM flags whose feature is planned here and not built: refused, never ignored."""
 
 NO_EFFECT = frozenset(
-    "--use-mcore-models --no-gradient-accumulation-fusion --use-flash-attn --overlap-grad-reduce "
-    "--overlap-param-gather --manual-gc --no-masked-softmax-fusion --no-create-attention-mask-in-dataloader "
-    "--use-cpu-initialization".split()
+    ["--use-mcore-models", "--no-gradient-accumulation-fusion", "--use-flash-attn", "--overlap-grad-reduce", "--overlap-param-gather", "--manual-gc", "--no-masked-softmax-fusion", "--no-create-attention-mask-in-dataloader", "--use-cpu-initialization"]
 )
 """Megatron-LM flags without a value that change nothing here: accepted, and said so."""
 
@@ -37,15 +29,20 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse whose errors are `ConfigError`s and whose flags may be written with - or _."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None):
-        words = [re.sub(r"^(--[^=]+)", lambda m: m[1].replace("_", "-"), word)
-                 for word in (sys.argv[1:] if args is None else args)]
+        words = [
+            re.sub(r"^(--[^=]+)", lambda m: m[1].replace("_", "-"), word)
+            for word in (sys.argv[1:] if args is None else args)
+        ]
         return super().parse_args(words, namespace)
 
     def error(self, message: str):
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         if unknown and unknown[1] in NOT_YET:
-            raise ConfigError(f"{unknown[1]} is not yet supported", "a flag of Megatron-LM that would be ignored "
-                              "silently is refused instead", "leave it out; README.md lists what works today")
+            raise ConfigError(
+                f"{unknown[1]} is not yet supported",
+                "a flag of Megatron-LM that would be ignored silently is refused instead",
+                "leave it out; README.md lists what works today",
+            )
         if unknown:
             remedy = nearest(unknown[1], self._option_string_actions)
             raise ConfigError(f"unknown argument {unknown[1]}", "nothing reads it", remedy)
@@ -57,18 +54,31 @@ def parse_config(description: str, args: Sequence[str] | None = None) -> Config:
 
     Raises ConfigError. `--print-config` prints the result as TOML and ends the process with status 0.
     """
-    parser = ArgumentParser(description=description, allow_abbrev=False,
-                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", action="append", default=[], metavar="FILE.toml",
-                        help="values by table; may be given several times")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    parser = ArgumentParser(
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE.toml",
+        help="values by table; may be given several times",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and stop"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     groups: dict[str, argparse._ArgumentGroup] = {}
     documented = _field_documentation()
     for name, (group, declared) in config_fields().items():
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
-        flag, text = "--" + name.replace("_", "-"), f"{documented[name]} (default: {_shown(declared.default)})"
+        flag, text = (
+            "--" + name.replace("_", "-"),
+            f"{documented[name]} (default: {_shown(declared.default)})",
+        )
         options: dict = {"dest": name, "default": None, "help": text.replace("%", "%%")}
         if declared.type is bool:
             action = "store_true" if name.startswith("no_") else argparse.BooleanOptionalAction
@@ -78,7 +88,9 @@ def parse_config(description: str, args: Sequence[str] | None = None) -> Config:
         else:
             choices = declared.metadata.get("choices")
             metavar = None if choices else declared.type.__name__.upper()
-            groups[group].add_argument(flag, type=declared.type, choices=choices, metavar=metavar, **options)
+            groups[group].add_argument(
+                flag, type=declared.type, choices=choices, metavar=metavar, **options
+            )
     words = _without_ineffective(sys.argv[1:] if args is None else list(args))
     parsed = vars(parser.parse_args(words))
     values: dict = {}
@@ -86,7 +98,9 @@ def parse_config(description: str, args: Sequence[str] | None = None) -> Config:
         values |= load_toml(path)
     parsed.pop("debug")
     show = parsed.pop("print_config")
-    values |= {k: tuple(v) if isinstance(v, list) else v for k, v in parsed.items() if v is not None}
+    values |= {
+        k: tuple(v) if isinstance(v, list) else v for k, v in parsed.items() if v is not None
+    }
     config = Config().replace(**values)
     if show:
         print(config.to_toml())
@@ -143,7 +157,9 @@ def run_command(main: Callable[[], None]) -> None:
                 traceback.print_exc()
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
-    except BrokenPipeError:  # the reader of our output (head, less) has gone: nobody is left to tell
+    except (
+        BrokenPipeError
+    ):  # the reader of our output (head, less) has gone: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
 
@@ -161,7 +177,9 @@ def _claims_the_message(message: str) -> bool:
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not error_file:
         return _is_first_rank()
-    claim = Path(error_file).parents[1] / f"said-{hashlib.sha256(message.encode()).hexdigest()[:16]}"
+    claim = (
+        Path(error_file).parents[1] / f"said-{hashlib.sha256(message.encode()).hexdigest()[:16]}"
+    )
     try:
         os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
     except FileExistsError:

@@ -51,7 +51,10 @@ class ModelConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        return -(-self.vocab_size // self.make_vocab_size_divisible_by) * self.make_vocab_size_divisible_by
+        return (
+            -(-self.vocab_size // self.make_vocab_size_divisible_by)
+            * self.make_vocab_size_divisible_by
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ class DataConfig:
     seq_length: int = 1024
     """Tokens T of a sample."""
     tokenizer_type: str = field(
-        default="GPT2BPETokenizer", metadata={"choices": ("GPT2BPETokenizer", "HuggingFaceTokenizer")}
+        default="GPT2BPETokenizer",
+        metadata={"choices": ("GPT2BPETokenizer", "HuggingFaceTokenizer")},
     )
     """GPT2BPETokenizer reads vocab_file and merge_file, HuggingFaceTokenizer a tokenizer.json."""
     vocab_file: str = ""
@@ -106,7 +110,9 @@ class OptimizerConfig:
     """Highest learning rate."""
     min_lr: float = 0.0
     """Learning rate at the end of the decay."""
-    lr_decay_style: str = field(default="cosine", metadata={"choices": ("constant", "linear", "cosine")})
+    lr_decay_style: str = field(
+        default="cosine", metadata={"choices": ("constant", "linear", "cosine")}
+    )
     """Shape of the decay from lr to min_lr."""
     lr_decay_iters: int = 0
     """Iteration at which min_lr is reached. 0 means the last one."""
@@ -186,7 +192,11 @@ class Config:
         groups = {}
         for group in dataclasses.fields(self):
             current = getattr(self, group.name)
-            own = {f.name: changes.pop(f.name) for f in dataclasses.fields(current) if f.name in changes}
+            own = {
+                f.name: changes.pop(f.name)
+                for f in dataclasses.fields(current)
+                if f.name in changes
+            }
             groups[group.name] = dataclasses.replace(current, **own)
         if changes:
             raise KeyError(f"no such configuration field: {', '.join(changes)}")
@@ -195,13 +205,20 @@ class Config:
     def to_dict(self) -> dict:
         """Plain dictionaries of JSON and TOML values."""
         groups = dataclasses.asdict(self)
-        return {g: {k: list(v) if isinstance(v, tuple) else v for k, v in d.items()} for g, d in groups.items()}
+        return {
+            g: {k: list(v) if isinstance(v, tuple) else v for k, v in d.items()}
+            for g, d in groups.items()
+        }
 
     def to_toml(self) -> str:
         """TOML text that `load_toml` reads back to an equal Config."""
         lines = []
         for group, values in self.to_dict().items():
-            lines += [f"[{group}]", *(f"{name} = {_toml_value(value)}" for name, value in values.items()), ""]
+            lines += [
+                f"[{group}]",
+                *(f"{name} = {_toml_value(value)}" for name, value in values.items()),
+                "",
+            ]
         return "\n".join(lines)
 
     @staticmethod
@@ -214,7 +231,12 @@ def _toml_value(value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+        escaped = (
+            value.replace("\\", "\\\\")
+            .replace('"', '\\"')
+            .replace("\n", "\\n")
+            .replace("\t", "\\t")
+        )
         return f'"{escaped}"'
     if isinstance(value, list):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
@@ -224,7 +246,9 @@ def _toml_value(value) -> str:
 def config_fields() -> dict[str, tuple[str, dataclasses.Field]]:
     """Field name -> (group, field), over all groups. Names are unique, so that a flag needs no prefix."""
     return {
-        f.name: (group.name, f) for group in dataclasses.fields(Config) for f in dataclasses.fields(group.default)
+        f.name: (group.name, f)
+        for group in dataclasses.fields(Config)
+        for f in dataclasses.fields(group.default)
     }
 
 
@@ -234,12 +258,18 @@ def flatten(groups: dict, source: str) -> dict:
     for table, entries in groups.items():
         if table not in {group for group, _ in fields.values()}:
             tables = ", ".join(f"[{f.name}]" for f in dataclasses.fields(Config))
-            raise ConfigError(f"{source}: unknown table [{table}]", "each value belongs to a table", tables)
+            raise ConfigError(
+                f"{source}: unknown table [{table}]", "each value belongs to a table", tables
+            )
         for name, value in entries.items():
             group, declared = fields.get(name, ("", None))
             if group != table:
                 place = f"{name} belongs to [{group}]" if group else nearest(name, fields)
-                raise ConfigError(f"{source}: [{table}] has no {name}", "an unread value would be a surprise", place)
+                raise ConfigError(
+                    f"{source}: [{table}] has no {name}",
+                    "an unread value would be a surprise",
+                    place,
+                )
             values[name] = _checked(value, declared, source)
     return values
 
@@ -248,14 +278,22 @@ def _checked(value, declared: dataclasses.Field, source: str):
     kind = declared.type
     if kind is float and type(value) is int:
         value = float(value)
-    if kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(item, str) for item in value):
+    if (
+        kind == tuple[str, ...]
+        and isinstance(value, list)
+        and all(isinstance(item, str) for item in value)
+    ):
         value = tuple(value)
     elif type(value) is not kind:
         name = getattr(kind, "__name__", str(kind))
-        raise ConfigError(f"{source}: {declared.name} = {value!r} is not {name}", "types are checked", f"a {name}")
+        raise ConfigError(
+            f"{source}: {declared.name} = {value!r} is not {name}", "types are checked", f"a {name}"
+        )
     choices = declared.metadata.get("choices")
     if choices and value not in choices:
-        raise ConfigError(f"{source}: {declared.name} = {value!r}", "not a known choice", ", ".join(choices))
+        raise ConfigError(
+            f"{source}: {declared.name} = {value!r}", "not a known choice", ", ".join(choices)
+        )
     return value
 
 
@@ -274,15 +312,23 @@ def load_toml(path: str | Path) -> dict:
     try:
         groups = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}", "--config names it",
-                          "a path that exists, e.g. examples/configs/tiny.toml") from None
+        raise ConfigError(
+            f"cannot read the configuration {path}: {error.strerror}",
+            "--config names it",
+            "a path that exists, e.g. examples/configs/tiny.toml",
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}", "--config takes TOML files", "mend that line") from None
+        raise ConfigError(
+            f"{path} is not TOML: {error}", "--config takes TOML files", "mend that line"
+        ) from None
     bare = [name for name, value in groups.items() if not isinstance(value, dict)]
     if bare:
         owners = ", ".join(f"[{config_fields()[n][0]}] {n}" for n in bare if n in config_fields())
-        raise ConfigError(f"{path}: {bare[0]} stands outside a table", "each value belongs to a table",
-                          owners or nearest(bare[0], config_fields()))
+        raise ConfigError(
+            f"{path}: {bare[0]} stands outside a table",
+            "each value belongs to a table",
+            owners or nearest(bare[0], config_fields()),
+        )
     return flatten(groups, str(path))
 
 
@@ -302,66 +348,124 @@ def validate(config: Config, world_size: int) -> None:
         for f in dataclasses.fields(getattr(config, group.name)):
             value = getattr(getattr(config, group.name), f.name)
             if f.type in (int, float) and value < 0:
-                refuse(f"{f.name}={value} is negative", "sizes, rates and intervals are counts", "0 or more")
-    positive = {"num_layers": m.num_layers, "hidden_size": m.hidden_size, "num_attention_heads": m.num_attention_heads,
-                "micro_batch_size": t.micro_batch_size, "seq_length": d.seq_length, "log_interval": t.log_interval,
-                "tensor_model_parallel_size": tensor, "pipeline_model_parallel_size": pipeline,
-                "make_vocab_size_divisible_by": m.make_vocab_size_divisible_by}
+                refuse(
+                    f"{f.name}={value} is negative",
+                    "sizes, rates and intervals are counts",
+                    "0 or more",
+                )
+    positive = {
+        "num_layers": m.num_layers,
+        "hidden_size": m.hidden_size,
+        "num_attention_heads": m.num_attention_heads,
+        "micro_batch_size": t.micro_batch_size,
+        "seq_length": d.seq_length,
+        "log_interval": t.log_interval,
+        "tensor_model_parallel_size": tensor,
+        "pipeline_model_parallel_size": pipeline,
+        "make_vocab_size_divisible_by": m.make_vocab_size_divisible_by,
+    }
     for name, value in positive.items():
         if value == 0:
-            refuse(f"{name} is not given", "nothing can be built without it",
-                   f"--{name.replace('_', '-')} N, or --config FILE.toml")
+            refuse(
+                f"{name} is not given",
+                "nothing can be built without it",
+                f"--{name.replace('_', '-')} N, or --config FILE.toml",
+            )
     if problems:
         raise ConfigErrors(problems)
 
     if m.hidden_size % m.num_attention_heads:
-        refuse(f"hidden_size={m.hidden_size} is not a multiple of num_attention_heads={m.num_attention_heads}",
-               "heads share the width equally", one_of(divisors(m.hidden_size)))
+        refuse(
+            f"hidden_size={m.hidden_size} is not a multiple of num_attention_heads={m.num_attention_heads}",
+            "heads share the width equally",
+            one_of(divisors(m.hidden_size)),
+        )
     if m.hidden_size % 4:
-        refuse(f"hidden_size={m.hidden_size} is not a multiple of 4", "the random generator draws four words at once",
-               str(-(-m.hidden_size // 4) * 4))
+        refuse(
+            f"hidden_size={m.hidden_size} is not a multiple of 4",
+            "the random generator draws four words at once",
+            str(-(-m.hidden_size // 4) * 4),
+        )
     if m.num_attention_heads % tensor:
-        refuse(f"num_attention_heads={m.num_attention_heads} cannot be divided over "
-               f"tensor_model_parallel_size={tensor}", "a tensor rank computes whole heads",
-               one_of(divisors(m.num_attention_heads)))
+        refuse(
+            f"num_attention_heads={m.num_attention_heads} cannot be divided over "
+            f"tensor_model_parallel_size={tensor}",
+            "a tensor rank computes whole heads",
+            one_of(divisors(m.num_attention_heads)),
+        )
     if m.padded_vocab_size % tensor:
-        refuse(f"the padded vocabulary {m.padded_vocab_size} cannot be divided over "
-               f"tensor_model_parallel_size={tensor}", "every tensor rank holds as many rows of the embedding",
-               one_of(divisors(math.gcd(m.padded_vocab_size, m.num_attention_heads))))
+        refuse(
+            f"the padded vocabulary {m.padded_vocab_size} cannot be divided over "
+            f"tensor_model_parallel_size={tensor}",
+            "every tensor rank holds as many rows of the embedding",
+            one_of(divisors(math.gcd(m.padded_vocab_size, m.num_attention_heads))),
+        )
     if m.mlp_size % tensor:
-        refuse(f"the MLP width {m.mlp_size} cannot be divided over tensor_model_parallel_size={tensor}",
-               "every tensor rank holds as many columns", one_of(divisors(math.gcd(m.mlp_size, m.num_attention_heads))))
+        refuse(
+            f"the MLP width {m.mlp_size} cannot be divided over tensor_model_parallel_size={tensor}",
+            "every tensor rank holds as many columns",
+            one_of(divisors(math.gcd(m.mlp_size, m.num_attention_heads))),
+        )
     if m.num_layers % pipeline:
-        refuse(f"num_layers={m.num_layers} cannot be divided over pipeline_model_parallel_size={pipeline}",
-               "every stage holds as many layers", one_of(divisors(m.num_layers)))
+        refuse(
+            f"num_layers={m.num_layers} cannot be divided over pipeline_model_parallel_size={pipeline}",
+            "every stage holds as many layers",
+            one_of(divisors(m.num_layers)),
+        )
     if p.sequence_parallel and d.seq_length % tensor:
-        refuse(f"seq_length={d.seq_length} cannot be divided over tensor_model_parallel_size={tensor}",
-               "sequence parallelism gives every tensor rank as many tokens", str(d.seq_length // tensor * tensor))
+        refuse(
+            f"seq_length={d.seq_length} cannot be divided over tensor_model_parallel_size={tensor}",
+            "sequence parallelism gives every tensor rank as many tokens",
+            str(d.seq_length // tensor * tensor),
+        )
     if m.max_position_embeddings and d.seq_length > m.max_position_embeddings:
-        refuse(f"seq_length={d.seq_length} exceeds max_position_embeddings={m.max_position_embeddings}",
-               "every token needs a row of the position table", f"--seq-length {m.max_position_embeddings}")
+        refuse(
+            f"seq_length={d.seq_length} exceeds max_position_embeddings={m.max_position_embeddings}",
+            "every token needs a row of the position table",
+            f"--seq-length {m.max_position_embeddings}",
+        )
     if world_size % (tensor * pipeline):
-        refuse(f"{world_size} ranks cannot be divided into tensor {tensor} x pipeline {pipeline}",
-               "the number of ranks is tensor x pipeline x data",
-               f"{max(1, world_size // (tensor * pipeline)) * tensor * pipeline} ranks, or another layout")
+        refuse(
+            f"{world_size} ranks cannot be divided into tensor {tensor} x pipeline {pipeline}",
+            "the number of ranks is tensor x pipeline x data",
+            f"{max(1, world_size // (tensor * pipeline)) * tensor * pipeline} ranks, or another layout",
+        )
     else:
         data = world_size // (tensor * pipeline)
         share = t.micro_batch_size * data
         if t.global_batch_size % share:
-            refuse(f"global_batch_size={t.global_batch_size} is not a multiple of micro_batch_size="
-                   f"{t.micro_batch_size} x {data} data ranks", "every data rank runs whole micro batches",
-                   str(max(1, round(t.global_batch_size / share)) * share))
+            refuse(
+                f"global_batch_size={t.global_batch_size} is not a multiple of micro_batch_size="
+                f"{t.micro_batch_size} x {data} data ranks",
+                "every data rank runs whole micro batches",
+                str(max(1, round(t.global_batch_size / share)) * share),
+            )
     if m.hidden_dropout >= 1 or m.attention_dropout >= 1:
         refuse("dropout of 1 or more", "nothing would be left to learn from", "0 to 0.9")
     if bool(t.train_iters) == bool(t.epochs):
-        refuse("give train_iters or epochs, one of the two", "a run needs one end", "--train-iters 1000")
+        refuse(
+            "give train_iters or epochs, one of the two",
+            "a run needs one end",
+            "--train-iters 1000",
+        )
     if o.lr_warmup_iters and o.lr_warmup_fraction:
-        refuse("give lr_warmup_iters or lr_warmup_fraction, one of the two", "a warm-up has one length",
-               "--lr-warmup-fraction 0.01")
+        refuse(
+            "give lr_warmup_iters or lr_warmup_fraction, one of the two",
+            "a warm-up has one length",
+            "--lr-warmup-fraction 0.01",
+        )
     if o.lr_warmup_fraction >= 1:
-        refuse(f"lr_warmup_fraction={o.lr_warmup_fraction}", "the warm-up is a part of the decay iterations", "0.01")
+        refuse(
+            f"lr_warmup_fraction={o.lr_warmup_fraction}",
+            "the warm-up is a part of the decay iterations",
+            "0.01",
+        )
     if o.min_lr > o.lr:
-        refuse(f"min_lr={o.min_lr} is above lr={o.lr}", "the rate decays from lr to min_lr", f"--min-lr {o.lr / 10}")
+        refuse(
+            f"min_lr={o.min_lr} is above lr={o.lr}",
+            "the rate decays from lr to min_lr",
+            f"--min-lr {o.lr / 10}",
+        )
     if problems:
         raise ConfigErrors(problems)
 

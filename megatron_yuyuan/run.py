@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_yuyuan.checkpoint.dcp import (
+    describe_run,
     find_checkpoint,
     load_tensors,
     read_state,
@@ -24,12 +25,10 @@ from megatron_yuyuan.data.gpt_dataset import GPTDataset, split_documents
 from megatron_yuyuan.data.indexed_dataset import IndexedDataset
 from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.data.qa_dataset import QADataset
-from megatron_yuyuan.data.template import TEMPLATE
 from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.parallel import mesh as mesh_module
-from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.plan import build_stages
 from megatron_yuyuan.train.loop import Trainer, train
 from megatron_yuyuan.train.optimizer import build_optimizer
@@ -66,7 +65,9 @@ def run(config: Config, samples) -> None:
         if origin is not None:
             load_into(state, origin, config.checkpoint, log)
         trainer = Trainer(config, state)
-        train(trainer, training_set, validation_set, lambda: save(config, state, tokenizer, log), log)
+        train(
+            trainer, training_set, validation_set, lambda: save(config, state, tokenizer, log), log
+        )
     finally:
         mesh_module.stop()
 
@@ -91,8 +92,11 @@ def starting_point(checkpoint: CheckpointConfig) -> Origin | None:
     own = find_checkpoint(checkpoint.save) if checkpoint.save else None
     if checkpoint.finetune and own is None:
         if not checkpoint.load:
-            raise ConfigError("load is not given", "finetuning starts from the weights of another run",
-                              "--load RUN_DIRECTORY of the pretraining")
+            raise ConfigError(
+                "load is not given",
+                "finetuning starts from the weights of another run",
+                "--load RUN_DIRECTORY of the pretraining",
+            )
         path = require_checkpoint(checkpoint.load, checkpoint.ckpt_step or None)
         return Origin(path, True, read_state(path))
     if checkpoint.load and not checkpoint.finetune:
@@ -109,9 +113,12 @@ def run_tokenizer(config: Config, origin: Origin | None) -> Tokenizer:
     else:
         tokenizer = Tokenizer.from_file(origin.path.parent / "tokenizer")
     if origin and origin.state["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
-        raise DataError(f"{origin.path} was trained with tokenizer {origin.state['tokenizer']['fingerprint']}, not "
-                        f"{tokenizer.fingerprint}", "its embedding belongs to other tokens",
-                        f"leave the tokenizer out: the checkpoint's own is in {origin.path.parent / 'tokenizer'}")
+        raise DataError(
+            f"{origin.path} was trained with tokenizer {origin.state['tokenizer']['fingerprint']}, not "
+            f"{tokenizer.fingerprint}",
+            "its embedding belongs to other tokens",
+            f"leave the tokenizer out: the checkpoint's own is in {origin.path.parent / 'tokenizer'}",
+        )
     return tokenizer
 
 
@@ -120,28 +127,47 @@ def resolve_model(config: Config, tokenizer: Tokenizer, origin: Origin | None) -
     given = config.model
     vocab_size = given.vocab_size or tokenizer.vocab_size
     if vocab_size < tokenizer.vocab_size:
-        raise ConfigError(f"vocab_size={vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens",
-                          "every token needs a row of the embedding", "leave --vocab-size out")
+        raise ConfigError(
+            f"vocab_size={vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens",
+            "every token needs a row of the embedding",
+            "leave --vocab-size out",
+        )
     positions = given.max_position_embeddings
     if origin is not None:
         saved = ModelConfig(**origin.state["config"]["model"])
-        shape = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "vocab_size",
-                 "max_position_embeddings")
+        shape = (
+            "num_layers",
+            "hidden_size",
+            "num_attention_heads",
+            "ffn_hidden_size",
+            "vocab_size",
+            "max_position_embeddings",
+        )
         for name in shape:
             mine, theirs = getattr(given, name), getattr(saved, name)
             if mine not in (0, theirs):
-                raise ConfigError(f"{name}={mine}, but {origin.path} has {theirs}",
-                                  "the shape of a model is that of its weights", f"leave --{name.replace('_', '-')} out")
-        return config.replace(**{name: getattr(saved, name) for name in shape},
-                              make_vocab_size_divisible_by=saved.make_vocab_size_divisible_by,
-                              layernorm_epsilon=saved.layernorm_epsilon)
-    return config.replace(vocab_size=vocab_size, max_position_embeddings=positions or config.data.seq_length)
+                raise ConfigError(
+                    f"{name}={mine}, but {origin.path} has {theirs}",
+                    "the shape of a model is that of its weights",
+                    f"leave --{name.replace('_', '-')} out",
+                )
+        return config.replace(
+            **{name: getattr(saved, name) for name in shape},
+            make_vocab_size_divisible_by=saved.make_vocab_size_divisible_by,
+            layernorm_epsilon=saved.layernorm_epsilon,
+        )
+    return config.replace(
+        vocab_size=vocab_size, max_position_embeddings=positions or config.data.seq_length
+    )
 
 
 def resolve_length(config: Config, epoch_samples: int, ranks: int) -> Config:
     """Fill in global_batch_size and turn epochs into train_iters."""
     training, parallel = config.training, config.parallel
-    data_ranks = ranks // (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size or 1) or 1
+    data_ranks = (
+        ranks // (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size or 1)
+        or 1
+    )
     size = training.global_batch_size or training.micro_batch_size * data_ranks
     if training.epochs and not training.train_iters and size:
         steps = math.ceil(training.epochs * epoch_samples / size)
@@ -155,11 +181,18 @@ def text_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset
     if data.data_path:
         shard = open_shard(data.data_path, "data_path", tokenizer)
         train_documents, valid_documents, _ = split_documents(shard.num_documents, data.split)
-        valid = GPTDataset(shard, data.seq_length, None, valid_documents) if valid_documents else None
+        valid = (
+            GPTDataset(shard, data.seq_length, None, valid_documents) if valid_documents else None
+        )
         return GPTDataset(shard, data.seq_length, seed, train_documents), valid
     shard = open_shard(data.train_data_path, "data_path", tokenizer)
-    valid = GPTDataset(open_shard(data.valid_data_path, "valid_data_path", tokenizer), data.seq_length, None
-                       ) if data.valid_data_path else None
+    valid = (
+        GPTDataset(
+            open_shard(data.valid_data_path, "valid_data_path", tokenizer), data.seq_length, None
+        )
+        if data.valid_data_path
+        else None
+    )
     return GPTDataset(shard, data.seq_length, seed), valid
 
 
@@ -167,8 +200,16 @@ def question_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dat
     """Training and validation pairs of train_data_path and valid_data_path."""
     data = config.data
     shard = open_shard(data.train_data_path, "train_data_path", tokenizer)
-    valid = QADataset(open_shard(data.valid_data_path, "valid_data_path", tokenizer), data.seq_length, tokenizer.eod,
-                      None) if data.valid_data_path else None
+    valid = (
+        QADataset(
+            open_shard(data.valid_data_path, "valid_data_path", tokenizer),
+            data.seq_length,
+            tokenizer.eod,
+            None,
+        )
+        if data.valid_data_path
+        else None
+    )
     return QADataset(shard, data.seq_length, tokenizer.eod, config.training.seed), valid
 
 
@@ -176,8 +217,11 @@ def open_shard(prefixes: tuple[str, ...], flag: str, tokenizer: Tokenizer) -> In
     """The one shard a flag names, checked against the tokenizer. Raises ConfigError and DataError."""
     if len(prefixes) != 1:
         what = "several shards are not yet supported" if prefixes else "no shard"
-        raise ConfigError(f"{flag}: {what}", "a run reads one token stream",
-                          f"--{flag.replace('_', '-')} PREFIX, as tools/preprocess_data.py printed it")
+        raise ConfigError(
+            f"{flag}: {what}",
+            "a run reads one token stream",
+            f"--{flag.replace('_', '-')} PREFIX, as tools/preprocess_data.py printed it",
+        )
     shard = IndexedDataset(prefixes[0])
     shard.check_vocabulary(tokenizer.fingerprint, tokenizer.vocab_size)
     return shard
@@ -187,12 +231,18 @@ def load_into(state: TrainState, origin: Origin, checkpoint: CheckpointConfig, l
     """Fill a state from a checkpoint of any layout. Raises DataError."""
     with_moments = not (origin.weights_only or checkpoint.no_load_optim)
     if not origin.weights_only and origin.state["data_order"] != permutation.VERSION:
-        raise DataError(f"{origin.path} read its data in order {origin.state['data_order']}, this code uses "
-                        f"{permutation.VERSION}", "samples would be repeated and left out",
-                        "--finetune, which begins the data again")
+        raise DataError(
+            f"{origin.path} read its data in order {origin.state['data_order']}, this code uses "
+            f"{permutation.VERSION}",
+            "samples would be repeated and left out",
+            "--finetune, which begins the data again",
+        )
     if with_moments and not origin.state["optimizer"]:
-        raise DataError(f"{origin.path} holds weights only", "a run cannot be continued without its optimizer state",
-                        "--finetune to begin a new run with its weights, or --no-load-optim")
+        raise DataError(
+            f"{origin.path} holds weights only",
+            "a run cannot be continued without its optimizer state",
+            "--finetune to begin a new run with its weights, or --no-load-optim",
+        )
     load_tensors(origin.path, state.tensors(with_moments))
     if not origin.weights_only:
         state.set_iteration(origin.state["iteration"], origin.state["consumed_samples"])
@@ -205,24 +255,15 @@ def save(config: Config, state: TrainState, tokenizer: Tokenizer, log: Log) -> N
     if not config.checkpoint.save:
         return
     begun = time.perf_counter()
-    path = save_checkpoint(config.checkpoint.save, state.iteration, state.tensors(),
-                           describe(config, state.consumed_samples, tokenizer, optimizer=True))
+    path = save_checkpoint(
+        config.checkpoint.save,
+        state.iteration,
+        state.tensors(),
+        describe_run(config, tokenizer, state.consumed_samples),
+    )
     seconds = time.perf_counter() - begun
     log.event("save", iteration=state.iteration, path=str(path), seconds=seconds)
     log.line(f"saved {path} in {seconds:.1f} s")
-
-
-def describe(config: Config, consumed_samples: int, tokenizer: Tokenizer, optimizer: bool) -> dict:
-    """What state.json says beside format and iteration."""
-    return {
-        "consumed_samples": consumed_samples,
-        "optimizer": optimizer,
-        "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
-        "template": TEMPLATE.to_dict(),
-        "random": {"generator": "philox4x32-10", "key": config.training.seed},
-        "data_order": permutation.VERSION,
-        "config": config.to_dict(),
-    }
 
 
 def save_run_files(config: Config, tokenizer: Tokenizer) -> None:
@@ -237,9 +278,13 @@ def _introduce(config: Config, state: TrainState, training_set: Dataset, log: Lo
     from megatron_yuyuan.train.throughput import count_parameters
 
     training = config.training
-    log.line(f"model: {count_parameters(config.model):,} parameters, vocabulary {config.model.vocab_size} padded to "
-             f"{config.model.padded_vocab_size}")
+    log.line(
+        f"model: {count_parameters(config.model):,} parameters, vocabulary {config.model.vocab_size} padded to "
+        f"{config.model.padded_vocab_size}"
+    )
     log.line(f"layout: {state.mesh.describe()}")
     epochs = training.train_iters * training.global_batch_size / len(training_set)
-    log.line(f"data: {len(training_set):,} samples of {config.data.seq_length} tokens; {training.train_iters} steps of "
-             f"{training.global_batch_size} samples are {epochs:.2f} epochs")
+    log.line(
+        f"data: {len(training_set):,} samples of {config.data.seq_length} tokens; {training.train_iters} steps of "
+        f"{training.global_batch_size} samples are {epochs:.2f} epochs"
+    )

@@ -7,18 +7,20 @@ import pytest
 
 
 def pytest_addoption(parser):
-    parser.addoption("--real-data", default=os.environ.get("YUYUAN_REAL_DATA"), metavar="DIR",
-                     help="folder with gpt2_vocab, medquad and pubmed_xml, for the tests on real data")
+    parser.addoption(
+        "--real-data",
+        default=os.environ.get("YUYUAN_REAL_DATA"),
+        metavar="DIR",
+        help="folder with gpt2_vocab, medquad and pubmed_xml, for the tests on real data",
+    )
 
 
 @pytest.fixture(scope="session")
 def ranks():
-    """A pool of processes: ranks.run(8, function, *arguments)."""
+    """Runs a function on several ranks: ranks.run(8, function, *arguments)."""
     from rank_pool import RankPool
 
-    pool = RankPool()
-    yield pool
-    pool.close()
+    return RankPool()
 
 
 @pytest.fixture(scope="session")

@@ -52,13 +52,7 @@ def sentences() -> list[str]:
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sample_data")
-    command = [
-        sys.executable,
-        "-B",
-        SAMPLE_DATA / "generate.py",
-        "--output-dir",
-        folder,
-    ]
+    command = [sys.executable, "-B", SAMPLE_DATA / "generate.py", "--output-dir", folder]
     subprocess.run(command, check=True, cwd=folder)
     return folder
 
@@ -160,12 +154,7 @@ def test_the_pubmed_file_has_the_shape_of_pubmeds():
         assert citation.find("PMID").get("Version") == "1"
         assert citation.findtext("PMID") == article.findtext("PubmedData/ArticleIdList/ArticleId")
         assert int(citation.findtext("PMID")) > 99_000_000
-        for path in (
-            "Journal/Title",
-            "ArticleTitle",
-            "Abstract/AbstractText",
-            "Language",
-        ):
+        for path in ("Journal/Title", "ArticleTitle", "Abstract/AbstractText", "Language"):
             assert citation.find(f"Article/{path}") is not None, path
         assert citation.find("Article/PublicationTypeList/PublicationType") is not None
     assert len({article.findtext("MedlineCitation/PMID") for article in root}) == len(root)
@@ -175,11 +164,7 @@ def test_the_pubmed_file_has_the_shape_of_pubmeds():
 
 def test_some_records_are_labelled_and_some_carry_markup():
     root = parse("pubmed_sample.xml")
-    for path in (
-        "Abstract/AbstractText[@Label]",
-        "Abstract/AbstractText/i",
-        "ArticleTitle/sub",
-    ):
+    for path in ("Abstract/AbstractText[@Label]", "Abstract/AbstractText/i", "ArticleTitle/sub"):
         with_it = [
             each for each in root if each.find(f"MedlineCitation/Article/{path}") is not None
         ]

@@ -9,8 +9,19 @@ import torch
 from megatron_yuyuan.config import IGNORE, Config
 
 TINY = Config().replace(
-    num_layers=8, hidden_size=32, num_attention_heads=8, vocab_size=120, max_position_embeddings=16, seq_length=16,
-    micro_batch_size=1, global_batch_size=8, train_iters=5, lr=1e-2, lr_warmup_iters=2, seed=7, init_method_std=0.2,
+    num_layers=8,
+    hidden_size=32,
+    num_attention_heads=8,
+    vocab_size=120,
+    max_position_embeddings=16,
+    seq_length=16,
+    micro_batch_size=1,
+    global_batch_size=8,
+    train_iters=5,
+    lr=1e-2,
+    lr_warmup_iters=2,
+    seed=7,
+    init_method_std=0.2,
     device="cpu",
 )
 
@@ -30,9 +41,12 @@ class Layout(NamedTuple):
     def of(self, config: Config) -> Config:
         """This layout of a configuration, with as many micro batches as stages (two at least, if the batch allows)."""
         share = config.training.global_batch_size // self.data
-        return config.replace(tensor_model_parallel_size=self.tensor, pipeline_model_parallel_size=self.pipeline,
-                              sequence_parallel=self.sequence_parallel,
-                              micro_batch_size=max(1, share // max(2, self.pipeline)))
+        return config.replace(
+            tensor_model_parallel_size=self.tensor,
+            pipeline_model_parallel_size=self.pipeline,
+            sequence_parallel=self.sequence_parallel,
+            micro_batch_size=max(1, share // max(2, self.pipeline)),
+        )
 
     def __str__(self) -> str:
         return f"pp{self.pipeline}dp{self.data}tp{self.tensor}{'sp' * self.sequence_parallel}"
@@ -45,7 +59,10 @@ def all_layouts(*sizes: int) -> list[Layout]:
         for pipeline, data in itertools.product(range(1, ranks + 1), repeat=2):
             if ranks % (pipeline * data) == 0:
                 tensor = ranks // (pipeline * data)
-                found += [Layout(pipeline, data, tensor, sp) for sp in ((False, True) if tensor > 1 else (False,))]
+                found += [
+                    Layout(pipeline, data, tensor, sp)
+                    for sp in ((False, True) if tensor > 1 else (False,))
+                ]
     return found
 
 
@@ -53,19 +70,30 @@ class RandomText:
     """Random tokens; sample i has very unequal loss masks: sample 0 learns all, others down to a single token."""
 
     def __init__(self, config: Config = TINY, length: int = 64):
-        self.vocab_size, self.seq_length, self.length = config.model.vocab_size, config.data.seq_length, length
+        self.vocab_size, self.seq_length, self.length = (
+            config.model.vocab_size,
+            config.data.seq_length,
+            length,
+        )
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        text = np.random.default_rng(number % self.length).integers(0, self.vocab_size, self.seq_length + 1)
+        text = np.random.default_rng(number % self.length).integers(
+            0, self.vocab_size, self.seq_length + 1
+        )
         tokens, labels = text[:-1], text[1:].copy()
         labels[: min(5 * number % 17, self.seq_length - 1)] = IGNORE
         return tokens, labels
 
 
-def largest_difference(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> tuple[float, str]:
+def largest_difference(
+    actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
+) -> tuple[float, str]:
     """Over all tensors, the largest max|a - b| / max|b|, and its name."""
     assert actual.keys() == expected.keys()
-    return max(((actual[n] - expected[n]).abs().max().item() / expected[n].abs().max().item(), n) for n in expected)
+    return max(
+        ((actual[n] - expected[n]).abs().max().item() / expected[n].abs().max().item(), n)
+        for n in expected
+    )

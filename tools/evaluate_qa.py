@@ -35,8 +35,11 @@ def main(args: Sequence[str] | None = None) -> None:
     options = _parse(args)
     pairs = list(islice(read_qa_jsonl(options.data), options.limit or None))
     if not pairs:
-        raise DataError(f"no question in {options.data}", "there is nothing to score",
-                        "a JSONL file of question and answer")
+        raise DataError(
+            f"no question in {options.data}",
+            "there is nothing to score",
+            "a JSONL file of question and answer",
+        )
     from megatron_yuyuan.checkpoint.model import load_model  # torch: after --help and a wrong path
     from megatron_yuyuan.evaluate.bleu import bleu_table, score
     from megatron_yuyuan.evaluate.generate import answer
@@ -48,7 +51,11 @@ def main(args: Sequence[str] | None = None) -> None:
         for pair in pairs:
             answers.append(answer(loaded, pair.question, **sampling(options)))
             if stream:
-                record = {"question": pair.question, "reference": pair.answer, "answer": answers[-1]}
+                record = {
+                    "question": pair.question,
+                    "reference": pair.answer,
+                    "answer": answers[-1],
+                }
                 stream.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
     seconds = time.perf_counter() - begun
 
@@ -56,18 +63,28 @@ def main(args: Sequence[str] | None = None) -> None:
     print(bleu_table({Path(options.load).absolute().name: scores}, describe_sampling(options)))
     print(f"\nexact match: {scores.exact_match:.4f}")
     for pair, text in list(zip(pairs, answers, strict=True))[:SAMPLES]:
-        print(f"\nquestion:  {pair.question}\nreference: {_short(pair.answer)}\nanswer:    {_short(text)}")
+        print(
+            f"\nquestion:  {pair.question}\nreference: {_short(pair.answer)}\nanswer:    {_short(text)}"
+        )
     print(f"\n{len(pairs)} questions in {seconds:.1f} s")
     if options.output:
         print(f"written {Path(options.output).absolute()}")
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_model_arguments(parser)
-    parser.add_argument("--data", required=True, metavar="FILE.jsonl", help="questions and their answers")
-    parser.add_argument("--limit", type=int, default=100, metavar="N", help="pairs, from the first; 0: all (default: 100)")
-    parser.add_argument("--output", default="", metavar="FILE.jsonl", help="where every answer goes")
+    parser.add_argument(
+        "--data", required=True, metavar="FILE.jsonl", help="questions and their answers"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=100, metavar="N", help="first pairs; 0: all (default: 100)"
+    )
+    parser.add_argument(
+        "--output", default="", metavar="FILE.jsonl", help="where every answer goes"
+    )
     add_sampling_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(args)

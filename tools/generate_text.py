@@ -1,7 +1,7 @@
 """Continue a text, or answer a question, with a trained model.
 
-    python tools/generate_text.py --load RUN --prompt "Diabetics should not eat" --max-new-tokens 30
-    python tools/generate_text.py --load RUN --question "What is gout?"
+python tools/generate_text.py --load RUN --prompt "Diabetics should not eat" --max-new-tokens 30
+python tools/generate_text.py --load RUN --question "What is gout?"
 """
 
 import argparse
@@ -13,11 +13,17 @@ from megatron_yuyuan.evaluate.arguments import add_model_arguments, add_sampling
 
 def main(args: Sequence[str] | None = None) -> None:
     """Read the command line, print the continuation or the answer. Raises ConfigError, DataError, UnsafeError."""
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_model_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="a text to continue, taken as it stands")
-    what.add_argument("--question", metavar="TEXT", help="a question, put into the template the model was trained on")
+    what.add_argument(
+        "--question",
+        metavar="TEXT",
+        help="a question, put into the template the model was trained on",
+    )
     add_sampling_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(args)

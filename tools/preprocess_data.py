@@ -25,9 +25,9 @@ from megatron_yuyuan.data.indexed_dataset import IndexedDatasetWriter, dtype_for
 from megatron_yuyuan.data.medquad import SPLITS, assign_splits, write_jsonl
 from megatron_yuyuan.data.sources import (
     FORMATS,
-    QA_FORMATS,
     Source,
     find_sources,
+    hold_questions,
     read_questions,
     read_texts,
 )
@@ -54,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     )
     sources = find_sources(options.input, options.input_format)
-    is_qa = sources[0].format in QA_FORMATS
+    is_qa = hold_questions(sources)
     description = {
         "kind": "qa" if is_qa else "text",
         "append_eod": is_qa or options.append_eod,

@@ -308,11 +308,7 @@ RELATIONS = (
             ("a thermometer", "body temperature", "infection"),
             ("a sphygmomanometer", "blood pressure", "heart"),
             ("an electrocardiogram", "the electrical activity of the heart", "heart"),
-            (
-                "an electroencephalogram",
-                "the electrical activity of the brain",
-                "brain",
-            ),
+            ("an electroencephalogram", "the electrical activity of the brain", "brain"),
             ("a pulse oximeter", "the oxygen in the blood", "lungs"),
             ("a spirometer", "the flow of air from the lungs", "lungs"),
             ("a tonometer", "the pressure in the eye", "senses"),

@@ -35,11 +35,7 @@ TITLES = (
     "notes on {theme}: {first} and {second}.",
     "what is known about {theme}: {first} and {second}.",
 )
-SECTIONS = (
-    ("BACKGROUND", "BACKGROUND"),
-    ("FINDINGS", "RESULTS"),
-    ("CONCLUSIONS", "CONCLUSIONS"),
-)
+SECTIONS = (("BACKGROUND", "BACKGROUND"), ("FINDINGS", "RESULTS"), ("CONCLUSIONS", "CONCLUSIONS"))
 
 
 def choice(*key: object) -> int:
@@ -169,8 +165,7 @@ def medquad_document(fact: Fact, wordings: list[int]) -> str:
 def medquad_xml(held_out: bool) -> str:
     documents = [
         medquad_document(
-            fact,
-            [each for each in range(WORDINGS) if (each == fact.held_out) == held_out],
+            fact, [each for each in range(WORDINGS) if (each == fact.held_out) == held_out]
         )
         for fact in FACTS
     ]

@@ -26,7 +26,11 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
+from megatron_yuyuan.config import Config
+from megatron_yuyuan.data import permutation
 from megatron_yuyuan.data.files import AtomicFiles
+from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
+from megatron_yuyuan.data.tokenizer import Tokenizer
 from megatron_yuyuan.errors import DataError, UnsafeError
 
 FORMAT_VERSION = 1
@@ -35,8 +39,15 @@ _TENSOR_CLASSES = {
     "torch": {"Size"},
     "torch.serialization": {"_get_layout"},
     "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
-        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"},
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
     "pathlib": {"PosixPath", "WindowsPath"},
     "pathlib._local": {"PosixPath", "WindowsPath"},
@@ -54,12 +65,16 @@ def find_checkpoint(directory: str | Path, iteration: int | None = None) -> Path
 
     Whole means that it has its manifest, which is written last.
     """
-    whole = sorted(p.parent for p in Path(directory).glob("iter_*/manifest.json") if p.parent.suffix == "")
+    whole = sorted(
+        p.parent for p in Path(directory).glob("iter_*/manifest.json") if p.parent.suffix == ""
+    )
     if iteration is not None:
         path = checkpoint_path(directory, iteration)
         return path if path in whole else None
     with suppress(OSError, ValueError):
-        path = checkpoint_path(directory, int((Path(directory) / TRACKER).read_text(encoding="utf-8")))
+        path = checkpoint_path(
+            directory, int((Path(directory) / TRACKER).read_text(encoding="utf-8"))
+        )
         if path in whole:
             return path
     return whole[-1] if whole else None
@@ -71,8 +86,13 @@ def require_checkpoint(directory: str | Path, iteration: int | None = None) -> P
     if path is None:
         which = f"of iteration {iteration} " if iteration is not None else ""
         found = sorted(p.parent.name for p in Path(directory).glob("iter_*/manifest.json"))
-        raise DataError(f"no checkpoint {which}in {directory}", "it was named as the place to start from",
-                        f"one of {', '.join(found)}" if found else "a run directory that holds iter_*/manifest.json")
+        raise DataError(
+            f"no checkpoint {which}in {directory}",
+            "it was named as the place to start from",
+            f"one of {', '.join(found)}"
+            if found
+            else "a run directory that holds iter_*/manifest.json",
+        )
     return path
 
 
@@ -81,15 +101,42 @@ def read_state(path: Path) -> dict:
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}/state.json cannot be read: {error}", "the checkpoint is damaged",
-                        "an earlier checkpoint, by --ckpt-step") from None
+        raise DataError(
+            f"{path}/state.json cannot be read: {error}",
+            "the checkpoint is damaged",
+            "an earlier checkpoint, by --ckpt-step",
+        ) from None
     if state.get("format_version") != FORMAT_VERSION:
-        raise DataError(f"{path} has format_version {state.get('format_version')}, this code reads {FORMAT_VERSION}",
-                        "names or layout of its tensors may differ", "the version of megatron_yuyuan that wrote it")
+        raise DataError(
+            f"{path} has format_version {state.get('format_version')}, this code reads {FORMAT_VERSION}",
+            "names or layout of its tensors may differ",
+            "the version of megatron_yuyuan that wrote it",
+        )
     return state
 
 
-def save_checkpoint(directory: str | Path, iteration: int, tensors: dict[str, Tensor], document: dict) -> Path:
+def describe_run(
+    config: Config,
+    tokenizer: Tokenizer,
+    consumed_samples: int,
+    optimizer: bool = True,
+    template: QuestionTemplate = TEMPLATE,
+) -> dict:
+    """What state.json says of a run beside format and iteration. optimizer: the moments are in the checkpoint."""
+    return {
+        "consumed_samples": consumed_samples,
+        "optimizer": optimizer,
+        "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+        "template": template.to_dict(),
+        "random": {"generator": "philox4x32-10", "key": config.training.seed},
+        "data_order": permutation.VERSION,
+        "config": config.to_dict(),
+    }
+
+
+def save_checkpoint(
+    directory: str | Path, iteration: int, tensors: dict[str, Tensor], document: dict
+) -> Path:
     """Write one checkpoint, on every rank of the job together (or by one process without a process group).
 
     tensors: by name, DTensors or plain; document: the rest of state.json. Atomic: nothing that looks whole exists
@@ -104,21 +151,32 @@ def save_checkpoint(directory: str | Path, iteration: int, tensors: dict[str, Te
             partial.mkdir(parents=True)
         _barrier()
         with _quiet():
-            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial), no_dist=not dist.is_initialized())
+            dcp.save(
+                tensors,
+                storage_writer=dcp.FileSystemWriter(partial),
+                no_dist=not dist.is_initialized(),
+            )
         if first:
             state = {"format_version": FORMAT_VERSION, "iteration": iteration, **document}
-            (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+            (partial / "state.json").write_text(
+                json.dumps(state, indent=1) + "\n", encoding="utf-8"
+            )
         _barrier()
         manifest = _digests(partial)
         if first:
-            (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            (partial / "manifest.json").write_text(
+                json.dumps(manifest, indent=1) + "\n", encoding="utf-8"
+            )
             _publish(partial, final)
             with AtomicFiles() as files:
                 files.open(Path(directory) / TRACKER).write(str(iteration).encode())
         _barrier()
     except (OSError, CheckpointException) as error:
-        raise DataError(f"cannot write the checkpoint {final}: {error}", "its place refused it; the one before it stands",
-                        "a --save directory with room that may be written to") from None
+        raise DataError(
+            f"cannot write the checkpoint {final}: {error}",
+            "its place refused it; the one before it stands",
+            "a --save directory with room that may be written to",
+        ) from None
     return final
 
 
@@ -133,13 +191,21 @@ def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         with _quiet():
             dcp.load(tensors, storage_reader=_Reader(path), no_dist=not dist.is_initialized())
     except CheckpointException as error:
-        causes = {str(cause[0] if isinstance(cause, tuple) else cause) for cause in error.failures.values()}
-        raise DataError(f"{path} does not fit: {'; '.join(sorted(causes))}", "its tensors are not those of this model",
-                        "the configuration it was saved with, in its state.json") from None
+        causes = {
+            str(cause[0] if isinstance(cause, tuple) else cause)
+            for cause in error.failures.values()
+        }
+        raise DataError(
+            f"{path} does not fit: {'; '.join(sorted(causes))}",
+            "its tensors are not those of this model",
+            "the configuration it was saved with, in its state.json",
+        ) from None
     except (RuntimeError, ValueError) as error:
-        raise DataError(f"{path} does not fit: {error}", "its tensors are not those of this model",
-                        "the configuration it was saved with, in its state.json; --no-load-optim if it has weights only"
-                        ) from None
+        raise DataError(
+            f"{path} does not fit: {error}",
+            "its tensors are not those of this model",
+            "the configuration it was saved with, in its state.json; --no-load-optim if it has weights only",
+        ) from None
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
@@ -149,8 +215,11 @@ class _RestrictedUnpickler(pickle.Unpickler):
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in _TENSOR_CLASSES.get(module, ()):
             return super().find_class(module, name)
-        raise UnsafeError(f"a checkpoint's .metadata names {module}.{name}", "opening it would run code",
-                          "a checkpoint from a source you trust")
+        raise UnsafeError(
+            f"a checkpoint's .metadata names {module}.{name}",
+            "opening it would run code",
+            "a checkpoint from a source you trust",
+        )
 
 
 class _Reader(dcp.FileSystemReader):
@@ -168,9 +237,13 @@ def _digests(path: Path) -> dict[str, dict]:
     mine = {}
     for name in names[_rank() :: _ranks()]:
         with (path / name).open("rb") as stream:
-            mine[name] = {"bytes": os.path.getsize(path / name),
-                          "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-    return dict(sorted({name: entry for part in _gathered(mine) for name, entry in part.items()}.items()))
+            mine[name] = {
+                "bytes": os.path.getsize(path / name),
+                "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
+            }
+    return dict(
+        sorted({name: entry for part in _gathered(mine) for name, entry in part.items()}.items())
+    )
 
 
 def _verify(path: Path) -> None:
@@ -179,13 +252,20 @@ def _verify(path: Path) -> None:
         expected = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         found = _digests(path)
         faults = [f"{n} is missing" for n in expected.keys() - found.keys()]
-        faults += [f"{n} has {found[n]['bytes']} bytes and sha256 {found[n]['sha256'][:12]}, expected "
-                   f"{e['bytes']} and {e['sha256'][:12]}" for n, e in expected.items() if n in found and found[n] != e]
+        faults += [
+            f"{n} has {found[n]['bytes']} bytes and sha256 {found[n]['sha256'][:12]}, expected "
+            f"{e['bytes']} and {e['sha256'][:12]}"
+            for n, e in expected.items()
+            if n in found and found[n] != e
+        ]
     except (OSError, ValueError) as error:
         faults = [f"manifest.json: {error}"]
     if faults:
-        raise DataError(f"{path} is damaged: {'; '.join(sorted(faults))}", "its weights cannot be trusted",
-                        "an earlier checkpoint, by --ckpt-step")
+        raise DataError(
+            f"{path} is damaged: {'; '.join(sorted(faults))}",
+            "its weights cannot be trusted",
+            "an earlier checkpoint, by --ckpt-step",
+        )
 
 
 def _publish(partial: Path, final: Path) -> None:

@@ -19,7 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_yuyuan.checkpoint.dcp import save_checkpoint
-from megatron_yuyuan.checkpoint.hf_format import from_huggingface, huggingface_config, read_directory, to_huggingface
+from megatron_yuyuan.checkpoint.hf_format import (
+    from_huggingface,
+    huggingface_config,
+    read_directory,
+    to_huggingface,
+)
 from megatron_yuyuan.checkpoint.model import EXPORT_NOTES, LoadedModel, load_model
 from megatron_yuyuan.checkpoint.model_card import model_card
 from megatron_yuyuan.config import Config
@@ -27,7 +32,14 @@ from megatron_yuyuan.data.tokenizer import END_OF_TEXT
 from megatron_yuyuan.errors import ConfigError, DataError
 from megatron_yuyuan.model.gpt2 import GPT2
 
-__all__ = ["DTYPES", "export_directory", "from_huggingface", "import_directory", "new_directory", "to_huggingface"]
+__all__ = [
+    "DTYPES",
+    "export_directory",
+    "from_huggingface",
+    "import_directory",
+    "new_directory",
+    "to_huggingface",
+]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOLERANCE = 1e-4
@@ -44,25 +56,45 @@ def export_directory(loaded: LoadedModel, directory: str | Path, dtype: str = "f
     config, eod = loaded.model.config, loaded.tokenizer.eod
     with new_directory(directory) as partial:
         tensors = to_huggingface(loaded.model.state_dict(), config)
-        save_file({name: tensor.to("cpu", DTYPES[dtype]) for name, tensor in tensors.items()},
-                  partial / "model.safetensors", metadata={"format": "pt"})
+        save_file(
+            {name: tensor.to("cpu", DTYPES[dtype]) for name, tensor in tensors.items()},
+            partial / "model.safetensors",
+            metadata={"format": "pt"},
+        )
         loaded.tokenizer.save(partial)
-        special = {name: END_OF_TEXT for name in ("bos_token", "eos_token", "unk_token")}
+        special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         documents = {
             "config.json": huggingface_config(config, eod, dtype),
-            "generation_config.json": {"bos_token_id": eod, "eos_token_id": eod, "pad_token_id": eod},
+            "generation_config.json": {
+                "bos_token_id": eod,
+                "eos_token_id": eod,
+                "pad_token_id": eod,
+            },
             "special_tokens_map.json": special,
-            "tokenizer_config.json": special | {
-                "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "add_bos_token": False,
-                "clean_up_tokenization_spaces": False, "model_max_length": config.max_position_embeddings},
+            "tokenizer_config.json": special
+            | {
+                "tokenizer_class": "GPT2Tokenizer",
+                "add_prefix_space": False,
+                "add_bos_token": False,
+                "clean_up_tokenization_spaces": False,
+                "model_max_length": config.max_position_embeddings,
+            },
             EXPORT_NOTES: {
-                "format": "megatron_yuyuan export 1", "template": loaded.template.to_dict(),
-                "tokenizer_fingerprint": loaded.tokenizer.fingerprint, "iteration": loaded.state["iteration"],
-                "consumed_samples": loaded.state["consumed_samples"]},
+                "format": "megatron_yuyuan export 1",
+                "template": loaded.template.to_dict(),
+                "tokenizer_fingerprint": loaded.tokenizer.fingerprint,
+                "iteration": loaded.state["iteration"],
+                "consumed_samples": loaded.state["consumed_samples"],
+            },
         }
         for name, values in documents.items():
             (partial / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(model_card(loaded, Path(directory).absolute().name), encoding="utf-8")
+        shutil.copymode(
+            partial / "config.json", partial / "model.safetensors"
+        )  # it is made for the owner alone
+        (partial / "README.md").write_text(
+            model_card(loaded, Path(directory).absolute().name), encoding="utf-8"
+        )
         _check_export(loaded, partial, DTYPES[dtype])
     return Path(directory)
 
@@ -74,13 +106,18 @@ def import_directory(hf_directory: str | Path, run_directory: str | Path) -> Pat
     empty; DataError and UnsafeError as `hf_format.read_directory`.
     """
     if not (Path(hf_directory) / "config.json").exists():
-        raise DataError(f"no config.json in {hf_directory}", "it was named as a Hugging Face model",
-                        "a directory with config.json, model.safetensors and a tokenizer")
+        raise DataError(
+            f"no config.json in {hf_directory}",
+            "it was named as a Hugging Face model",
+            "a directory with config.json, model.safetensors and a tokenizer",
+        )
     with new_directory(run_directory) as partial:
         loaded = load_model(hf_directory)
         tensors = {f"model.{name}": tensor for name, tensor in loaded.model.state_dict().items()}
         loaded.tokenizer.save(partial / "tokenizer")
-        (partial / "config.toml").write_text(Config.from_dict(loaded.state["config"]).to_toml(), encoding="utf-8")
+        (partial / "config.toml").write_text(
+            Config.from_dict(loaded.state["config"]).to_toml(), encoding="utf-8"
+        )
         save_checkpoint(partial, 0, tensors, loaded.state)
     return Path(run_directory)
 
@@ -93,8 +130,11 @@ def new_directory(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists and is not empty", "nothing that is there is overwritten",
-                          "a --save that does not exist yet")
+        raise ConfigError(
+            f"{target} exists and is not empty",
+            "nothing that is there is overwritten",
+            "a --save that does not exist yet",
+        )
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -106,8 +146,11 @@ def new_directory(target: str | Path) -> Iterator[Path]:
             os.close(descriptor)
         os.rename(partial, target)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot write {target}: {error}", "the output would be incomplete",
-                        "a --save in a folder with room that may be written to") from None
+        raise DataError(
+            f"cannot write {target}: {error}",
+            "the output would be incomplete",
+            "a --save in a folder with room that may be written to",
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -122,15 +165,23 @@ def _check_export(loaded: LoadedModel, directory: Path, dtype: torch.dtype) -> N
     probe = (torch.arange(rows * length) * 7919 % model.config.vocab_size).view(rows, length)
     expected = _logits(model, probe)
     by_transformers = importlib.util.find_spec("transformers") is not None
-    actual, ids = (_open_with_transformers if by_transformers else _open_ourselves)(directory, probe)
+    actual, ids = (_open_with_transformers if by_transformers else _open_ourselves)(
+        directory, probe
+    )
     difference = ((actual - expected).abs().max() / expected.abs().max()).item()
     if actual.shape != expected.shape or not difference <= TOLERANCE:
-        raise DataError(f"the exported model computes other logits: relative difference {difference:.1e}, at most "
-                        f"{TOLERANCE:.0e}", f"weights that do not fit {dtype}, or a mistake in the conversion",
-                        "--dtype float32")
+        raise DataError(
+            f"the exported model computes other logits: relative difference {difference:.1e}, at most "
+            f"{TOLERANCE:.0e}",
+            f"weights that do not fit {dtype}, or a mistake in the conversion",
+            "--dtype float32",
+        )
     if ids != loaded.tokenizer.encode(PROBE_TEXT):
-        raise DataError("the exported tokenizer gives other ids", "transformers reads it as GPT2Tokenizer",
-                        "a tokenizer of GPT-2's kind, as tools/train_tokenizer.py makes it")
+        raise DataError(
+            "the exported tokenizer gives other ids",
+            "transformers reads it as GPT2Tokenizer",
+            "a tokenizer of GPT-2's kind, as tools/train_tokenizer.py makes it",
+        )
 
 
 def _logits(model: GPT2, tokens: Tensor) -> Tensor:

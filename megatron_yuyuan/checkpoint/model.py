@@ -5,10 +5,16 @@ from pathlib import Path
 
 import torch
 
-from megatron_yuyuan.checkpoint.dcp import FORMAT_VERSION, find_checkpoint, load_tensors, read_state, require_checkpoint
+from megatron_yuyuan.checkpoint.dcp import (
+    FORMAT_VERSION,
+    describe_run,
+    find_checkpoint,
+    load_tensors,
+    read_state,
+    require_checkpoint,
+)
 from megatron_yuyuan.checkpoint.hf_format import read_directory, read_json
 from megatron_yuyuan.config import Config, ModelConfig
-from megatron_yuyuan.data import permutation
 from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
 from megatron_yuyuan.data.tokenizer import Tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
@@ -32,14 +38,18 @@ class LoadedModel:
     """The checkpoint, or the Hugging Face directory."""
 
 
-def load_model(directory: str | Path, iteration: int | None = None, device: str | torch.device = "cpu") -> LoadedModel:
+def load_model(
+    directory: str | Path, iteration: int | None = None, device: str | torch.device = "cpu"
+) -> LoadedModel:
     """Open RUN (the checkpoint of `iteration`, None the latest) or a directory with Hugging Face's config.json.
 
     Any layout may have saved the run. Raises DataError: no checkpoint, damaged, or the tokenizer beside it is not the
     one it was trained with; UnsafeError: a file that would run code; ConfigError: a device that is not there.
     """
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda, but torch finds no CUDA", "the model would have nowhere to live", "cpu")
+        raise ConfigError(
+            "device=cuda, but torch finds no CUDA", "the model would have nowhere to live", "cpu"
+        )
     directory = Path(directory)
     if find_checkpoint(directory, iteration) is None and (directory / "config.json").exists():
         return _open_huggingface(directory, device)
@@ -48,9 +58,12 @@ def load_model(directory: str | Path, iteration: int | None = None, device: str 
     tokenizer = Tokenizer.from_file(directory / "tokenizer")
     expected = state["tokenizer"]["fingerprint"]
     if tokenizer.fingerprint != expected:
-        raise DataError(f"{path} was trained with tokenizer {expected}, {directory / 'tokenizer'} is "
-                        f"{tokenizer.fingerprint}", "its embedding belongs to other tokens",
-                        "the tokenizer directory that the run wrote")
+        raise DataError(
+            f"{path} was trained with tokenizer {expected}, {directory / 'tokenizer'} is "
+            f"{tokenizer.fingerprint}",
+            "its embedding belongs to other tokens",
+            "the tokenizer directory that the run wrote",
+        )
     model = _empty(Config.from_dict({"model": state["config"]["model"]}).model, device)
     load_tensors(path, {f"model.{name}": tensor for name, tensor in model.state_dict().items()})
     return LoadedModel(model, tokenizer, QuestionTemplate.from_dict(state["template"]), state, path)
@@ -62,7 +75,9 @@ def _open_huggingface(directory: Path, device) -> LoadedModel:
     model.load_state_dict(tensors)
     notes = read_json(directory / EXPORT_NOTES) if (directory / EXPORT_NOTES).exists() else {}
     template = QuestionTemplate.from_dict(notes.get("template", TEMPLATE.to_dict()))
-    return LoadedModel(model, tokenizer, template, _imported_state(config, tokenizer, template), directory)
+    return LoadedModel(
+        model, tokenizer, template, _imported_state(config, tokenizer, template), directory
+    )
 
 
 def _empty(config: ModelConfig, device) -> GPT2:
@@ -75,10 +90,7 @@ def _imported_state(config: ModelConfig, tokenizer: Tokenizer, template: Questio
     """state.json of weights that come from elsewhere: iteration 0, nothing read, no optimizer."""
     whole = Config(model=config).replace(seq_length=config.max_position_embeddings)
     return {
-        "format_version": FORMAT_VERSION, "iteration": 0, "consumed_samples": 0, "optimizer": False,
-        "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
-        "template": template.to_dict(),
-        "random": {"generator": "philox4x32-10", "key": whole.training.seed},
-        "data_order": permutation.VERSION,
-        "config": whole.to_dict(),
+        "format_version": FORMAT_VERSION,
+        "iteration": 0,
+        **describe_run(whole, tokenizer, 0, optimizer=False, template=template),
     }

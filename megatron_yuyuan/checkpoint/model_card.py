@@ -43,20 +43,34 @@ English text. State the license of your weights and training data before you pub
 def model_card(loaded: LoadedModel, name: str) -> str:
     """Markdown with the YAML head that the Hugging Face Hub reads; `name` is the directory's."""
     config = loaded.model.config
-    unpadded = sum(p.numel() for p in loaded.model.parameters()) - (
-        config.padded_vocab_size - config.vocab_size) * config.hidden_size
+    unpadded = (
+        sum(p.numel() for p in loaded.model.parameters())
+        - (config.padded_vocab_size - config.vocab_size) * config.hidden_size
+    )
     return CARD.format(
-        name=name, parameters=unpadded, layers=config.num_layers, width=config.hidden_size,
-        heads=config.num_attention_heads, positions=config.max_position_embeddings, vocabulary=config.vocab_size,
-        training=_training(loaded.state), prompt=loaded.template.prompt, answer=loaded.template.answer,
-        example=loaded.template.prompt_text("What is gout?"))
+        name=name,
+        parameters=unpadded,
+        layers=config.num_layers,
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        positions=config.max_position_embeddings,
+        vocabulary=config.vocab_size,
+        training=_training(loaded.state),
+        prompt=loaded.template.prompt,
+        answer=loaded.template.answer,
+        example=loaded.template.prompt_text("What is gout?"),
+    )
 
 
 def _training(state: dict) -> str:
     if not state["iteration"]:
         return "These weights were imported; how they were trained is not known here."
     config = Config.from_dict(state["config"])
-    start = "from the weights of another run" if config.checkpoint.finetune else "from fresh weights"
-    return (f"{state['iteration']:,} optimizer steps {start}, {state['consumed_samples']:,} samples of at most "
-            f"{config.data.seq_length} tokens, {config.training.global_batch_size} a step; AdamW, highest learning "
-            f"rate {config.optimizer.lr:g}, seed {config.training.seed}.")
+    start = (
+        "from the weights of another run" if config.checkpoint.finetune else "from fresh weights"
+    )
+    return (
+        f"{state['iteration']:,} optimizer steps {start}, {state['consumed_samples']:,} samples of at most "
+        f"{config.data.seq_length} tokens, {config.training.global_batch_size} a step; AdamW, highest learning "
+        f"rate {config.optimizer.lr:g}, seed {config.training.seed}."
+    )

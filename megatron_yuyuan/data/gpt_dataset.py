@@ -15,16 +15,28 @@ class GPTDataset:
     come in their own order.
     """
 
-    def __init__(self, shard: IndexedDataset, seq_length: int, seed: int | None, documents: range | None = None):
+    def __init__(
+        self,
+        shard: IndexedDataset,
+        seq_length: int,
+        seed: int | None,
+        documents: range | None = None,
+    ):
         documents = documents if documents is not None else range(shard.num_documents)
         self.shard, self.seq_length, self.seed = shard, seq_length, seed
         self.start = int(shard.document_offsets[documents.start])
         tokens = int(shard.document_offsets[documents.stop]) - self.start
         if tokens < seq_length + 1:
-            raise DataError(f"{shard.prefix} has {tokens} tokens in documents {documents.start} to {documents.stop}",
-                            f"one sample needs seq_length + 1 = {seq_length + 1}",
-                            "more documents, another --split, or a shorter --seq-length")
-        self.windows = max(1, (tokens - seq_length) // seq_length) if seed is not None else (tokens - 1) // seq_length
+            raise DataError(
+                f"{shard.prefix} has {tokens} tokens in documents {documents.start} to {documents.stop}",
+                f"one sample needs seq_length + 1 = {seq_length + 1}",
+                "more documents, another --split, or a shorter --seq-length",
+            )
+        self.windows = (
+            max(1, (tokens - seq_length) // seq_length)
+            if seed is not None
+            else (tokens - 1) // seq_length
+        )
         self.phases = min(seq_length, tokens - self.windows * seq_length)
 
     def __len__(self) -> int:
@@ -49,10 +61,15 @@ def split_documents(documents: int, split: str) -> tuple[range, range, range]:
     except ValueError:
         shares = []
     if not 1 <= len(shares) <= 3 or min(shares) < 0 or not sum(shares):
-        raise ConfigError(f"split={split!r}", "it is up to three shares of the documents, none negative",
-                          "--split 949,50,1")
+        raise ConfigError(
+            f"split={split!r}",
+            "it is up to three shares of the documents, none negative",
+            "--split 949,50,1",
+        )
     bounds = [0]
     for share in shares + [0.0] * (3 - len(shares)):
         bounds.append(bounds[-1] + round(share / sum(shares) * documents))
-    train, valid, test = (range(min(a, documents), min(b, documents)) for a, b in zip(bounds, bounds[1:]))
+    train, valid, test = (
+        range(min(a, documents), min(b, documents)) for a, b in zip(bounds, bounds[1:])
+    )
     return train, valid, test

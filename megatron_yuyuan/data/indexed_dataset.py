@@ -76,9 +76,11 @@ class IndexedDatasetWriter:
                 smallest, largest = int(ids.min()), int(ids.max())
                 if smallest < 0 or largest > np.iinfo(self.dtype).max:
                     wrong = smallest if smallest < 0 else largest
-                    raise DataError(f"{self.prefix}: id {wrong} does not fit {self.dtype.name}",
-                                    "it would be stored as another token",
-                                    "the dtype that dtype_for(vocab_size) names")
+                    raise DataError(
+                        f"{self.prefix}: id {wrong} does not fit {self.dtype.name}",
+                        "it would be stored as another token",
+                        "the dtype that dtype_for(vocab_size) names",
+                    )
                 self._largest = max(self._largest, largest)
             content = ids.astype(self.dtype).tobytes()
             self._bin.write(content)
@@ -94,16 +96,25 @@ class IndexedDatasetWriter:
         """
         lengths = np.array(self._lengths, dtype=np.int32)
         ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
-        pointers = np.concatenate([np.zeros(1, np.int64), ends])[:len(lengths)]
-        index = b"".join([
-            HEADER.pack(MAGIC, VERSION, self._code, len(lengths), len(self._documents)),
-            lengths.astype("<i4").tobytes(), pointers.astype("<i8").tobytes(),
-            np.array(self._documents, dtype="<i8").tobytes()])
+        pointers = np.concatenate([np.zeros(1, np.int64), ends])[: len(lengths)]
+        index = b"".join(
+            [
+                HEADER.pack(MAGIC, VERSION, self._code, len(lengths), len(self._documents)),
+                lengths.astype("<i4").tobytes(),
+                pointers.astype("<i8").tobytes(),
+                np.array(self._documents, dtype="<i8").tobytes(),
+            ]
+        )
         meta = (description or {}) | {
-            "format": FORMAT, "dtype": self.dtype.name, "documents": self.num_documents,
-            "sequences": len(lengths), "tokens": self.num_tokens, "largest_token_id": self._largest,
+            "format": FORMAT,
+            "dtype": self.dtype.name,
+            "documents": self.num_documents,
+            "sequences": len(lengths),
+            "tokens": self.num_tokens,
+            "largest_token_id": self._largest,
             "bin": {"bytes": self._bin.tell(), "sha256": self._digest.hexdigest()},
-            "idx": {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()}}
+            "idx": {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
+        }
         described = json.dumps(meta, indent=2) + "\n"
         self._files.open(f"{self.prefix}.meta.json").write(described.encode())
         self._files.open(f"{self.prefix}.idx").write(index)
@@ -136,7 +147,7 @@ class IndexedDataset:
         self._index = _map(f"{self.prefix}.idx", np.dtype(np.uint8))
         if len(self._index) < HEADER.size:
             self._refuse("bytes of the .idx", f"{HEADER.size} or more", len(self._index))
-        header = HEADER.unpack(self._index[:HEADER.size].tobytes())
+        header = HEADER.unpack(self._index[: HEADER.size].tobytes())
         magic, version, code, sequences, documents = header
         self._expect("magic", MAGIC, magic)
         self._expect("version", VERSION, version)
@@ -146,9 +157,9 @@ class IndexedDataset:
         self.dtype = DTYPES[code]
         begin = list(accumulate((4 * sequences, 8 * sequences, 8 * documents), initial=HEADER.size))
         self._expect("bytes of the .idx", begin[3], len(self._index))
-        self.sequence_lengths = self._index[begin[0]:begin[1]].view("<i4")
-        self._pointers = self._index[begin[1]:begin[2]].view("<i8")
-        self.document_indices = self._index[begin[2]:begin[3]].view("<i8")
+        self.sequence_lengths = self._index[begin[0] : begin[1]].view("<i4")
+        self._pointers = self._index[begin[1] : begin[2]].view("<i8")
+        self.document_indices = self._index[begin[2] : begin[3]].view("<i8")
         num_bytes = self._check_sequences()
         self._check_documents(sequences)
         self._tokens = _map(f"{self.prefix}.bin", self.dtype, self._expect, num_bytes)
@@ -178,11 +189,11 @@ class IndexedDataset:
 
     def document(self, index: int) -> list[np.ndarray]:
         """The sequences of document `index`, each a (length,) view of the shard's dtype."""
-        first, last = self.document_indices[range(self.num_documents)[index]:][:2]
+        first, last = self.document_indices[range(self.num_documents)[index] :][:2]
         starts = self._pointers[first:last] // self.dtype.itemsize
         lengths = self.sequence_lengths[first:last]
         spans = zip(starts, lengths, strict=True)
-        return [self._tokens[start:start + length] for start, length in spans]
+        return [self._tokens[start : start + length] for start, length in spans]
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """(stop - start,) ids of the shard as one stream, a view. Raises IndexError."""
@@ -197,14 +208,18 @@ class IndexedDataset:
         """
         made_by = self.meta.get("tokenizer_fingerprint", tokenizer_fingerprint)
         if made_by != tokenizer_fingerprint:
-            raise DataError(f"{self.prefix}: tokenizer {tokenizer_fingerprint}, made by {made_by}",
-                            "its ids mean other texts",
-                            "the tokenizer the shard was made with, or preprocess again")
+            raise DataError(
+                f"{self.prefix}: tokenizer {tokenizer_fingerprint}, made by {made_by}",
+                "its ids mean other texts",
+                "the tokenizer the shard was made with, or preprocess again",
+            )
         for index in (0, self.meta["largest_token_id"]) if self.meta else self._extreme_ids():
             if self.num_tokens and not 0 <= index < vocab_size:
-                raise DataError(f"{self.prefix}: token id {index}, known are 0 to {vocab_size - 1}",
-                                "the embedding has no row for it",
-                                "the tokenizer the shard was made with, or preprocess again")
+                raise DataError(
+                    f"{self.prefix}: token id {index}, known are 0 to {vocab_size - 1}",
+                    "the embedding has no row for it",
+                    "the tokenizer the shard was made with, or preprocess again",
+                )
 
     def __reduce__(self):
         return IndexedDataset, (self.prefix,)  # a copy in another process maps the files again
@@ -213,7 +228,7 @@ class IndexedDataset:
         """The smallest and the largest id in the .bin."""
         smallest = largest = 0
         for start in range(0, self.num_tokens, BLOCK):
-            block = self._tokens[start:start + BLOCK]
+            block = self._tokens[start : start + BLOCK]
             smallest, largest = min(smallest, int(block.min())), max(largest, int(block.max()))
         return smallest, largest
 
@@ -221,8 +236,8 @@ class IndexedDataset:
         """Lengths and pointers, block by block. Returns the bytes the .bin must have."""
         total = 0
         for start in range(0, self.num_sequences, BLOCK):
-            lengths = self.sequence_lengths[start:start + BLOCK]
-            pointers = self._pointers[start:start + BLOCK]
+            lengths = self.sequence_lengths[start : start + BLOCK]
+            pointers = self._pointers[start : start + BLOCK]
             if lengths.min() < 0:
                 worst = int(lengths.argmin())
                 self._refuse(f"length of sequence {start + worst}", "0 or more", lengths[worst])
@@ -242,7 +257,7 @@ class IndexedDataset:
         self._expect("first document index", 0, int(indices[0]))
         self._expect("last document index", sequences, int(indices[-1]))
         if (wrong := np.flatnonzero(indices[1:] < indices[:-1])).size:
-            before, after = indices[wrong[0]:][:2]
+            before, after = indices[wrong[0] :][:2]
             self._refuse(f"document index {wrong[0] + 1}", f"{before} or more", after)
 
     def _read_meta(self) -> dict:
@@ -253,8 +268,11 @@ class IndexedDataset:
             meta = json.loads(path.read_bytes())
             described = meta["format"], meta["bin"]["bytes"], meta["idx"]["sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} cannot be read: {error!r}", "it describes the shard beside it",
-                            "preprocess again; without it the shard is read unverified") from None
+            raise DataError(
+                f"{path} cannot be read: {error!r}",
+                "it describes the shard beside it",
+                "preprocess again; without it the shard is read unverified",
+            ) from None
         self._expect("format of the .meta.json", FORMAT, described[0])
         self._expect("bytes of the .bin in the .meta.json", self._tokens.nbytes, described[1])
         self._expect("sha256 of the .idx", described[2], hashlib.sha256(self._index).hexdigest())
@@ -265,9 +283,11 @@ class IndexedDataset:
             self._refuse(name, expected, found)
 
     def _refuse(self, name: str, expected, found) -> None:
-        raise DataError(f"{self.prefix}: {name}: expected {expected}, found {found}",
-                        "the shard is damaged, or its files are not of one making",
-                        "copy .bin, .idx and .meta.json again, or preprocess again")
+        raise DataError(
+            f"{self.prefix}: {name}: expected {expected}, found {found}",
+            "the shard is damaged, or its files are not of one making",
+            "copy .bin, .idx and .meta.json again, or preprocess again",
+        )
 
 
 def _map(path: str, dtype: np.dtype, expect=None, num_bytes: int = 0) -> np.ndarray:
@@ -279,5 +299,8 @@ def _map(path: str, dtype: np.dtype, expect=None, num_bytes: int = 0) -> np.ndar
         mapped = np.memmap(path, dtype=dtype, mode="r") if size else np.zeros(0, dtype)
         return mapped.view(np.ndarray)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", "a shard is its .bin and its .idx",
-                        "a prefix without suffix: --data-path data/pubmed_text_document") from None
+        raise DataError(
+            f"cannot read {path}: {error.strerror}",
+            "a shard is its .bin and its .idx",
+            "a prefix without suffix: --data-path data/pubmed_text_document",
+        ) from None

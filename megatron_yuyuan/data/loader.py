@@ -41,12 +41,21 @@ class Batch:
 
     def split(self, portions: int) -> list["Batch"]:
         """Equal micro batches, in order."""
-        parts = [t.chunk(portions) for t in (self.tokens, self.labels, self.positions, self.sample_ids)]
+        parts = [
+            t.chunk(portions) for t in (self.tokens, self.labels, self.positions, self.sample_ids)
+        ]
         return [Batch(*part) for part in zip(*parts, strict=True)]
 
 
-def read_batch(dataset: Dataset, consumed: int, size: int, rank: int, ranks: int, device, limit: int | None = None
-               ) -> Batch:
+def read_batch(
+    dataset: Dataset,
+    consumed: int,
+    size: int,
+    rank: int,
+    ranks: int,
+    device,
+    limit: int | None = None,
+) -> Batch:
     """A data rank's share of the global batch that begins after `consumed` samples.
 
     The global batch is samples consumed, ..., consumed + size - 1; rank r of `ranks` takes the r-th run of
@@ -62,4 +71,6 @@ def read_batch(dataset: Dataset, consumed: int, size: int, rank: int, ranks: int
         labels[torch.tensor([n >= limit for n in numbers])] = IGNORE
     positions = torch.arange(tokens.shape[1]).expand_as(tokens).contiguous()
     sample_ids = torch.arange(rank * share, (rank + 1) * share)
-    return Batch(*(t.to(device, non_blocking=True) for t in (tokens, labels, positions, sample_ids)))
+    return Batch(
+        *(t.to(device, non_blocking=True) for t in (tokens, labels, positions, sample_ids))
+    )

@@ -17,8 +17,11 @@ class QADataset:
 
     def __init__(self, shard: IndexedDataset, seq_length: int, eod: int, seed: int | None):
         if shard.num_sequences != 2 * shard.num_documents:
-            raise DataError(f"{shard.prefix} is not a question answering shard", "its documents are not two sequences "
-                            "each, prompt and answer", "tools/preprocess_data.py --input-format medquad-xml")
+            raise DataError(
+                f"{shard.prefix} is not a question answering shard",
+                "its documents are not two sequences each, prompt and answer",
+                "tools/preprocess_data.py --input-format medquad-xml",
+            )
         self.shard, self.seq_length, self.eod, self.seed = shard, seq_length, eod, seed
 
     def __len__(self) -> int:

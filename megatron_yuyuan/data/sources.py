@@ -48,16 +48,16 @@ class Source:
 
 def find_sources(inputs: Sequence[str], input_format: str = "auto") -> list[Source]:
     """The files of `inputs`, folders searched and sorted, each with its format (by content for
-    `auto`).
-
-    Raises DataError (nothing there, unknown content) and ConfigError (text and questions in one
-    call).
-    """
+    `auto`). Raises DataError: nothing there, unknown content."""
     files = [file for given in inputs for file in _files_of(Path(given))]
-    sources = [
+    return [
         Source(file, detect_format(file) if input_format == "auto" else input_format)
         for file in files
     ]
+
+
+def hold_questions(sources: Sequence[Source]) -> bool:
+    """True for questions with answers, False for texts. Raises ConfigError where there are both."""
     kinds = {source.format in QA_FORMATS: source for source in sources}
     if len(kinds) == 2:
         raise ConfigError(
@@ -65,7 +65,7 @@ def find_sources(inputs: Sequence[str], input_format: str = "auto") -> list[Sour
             "they become different shards",
             "one call for each kind",
         )
-    return sources
+    return True in kinds
 
 
 def read_texts(sources: Sequence[Source], key: str, dropped: Counter) -> Iterator[str]:

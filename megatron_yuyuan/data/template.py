@@ -42,9 +42,14 @@ class QuestionTemplate:
     def from_dict(values: dict[str, str]) -> "QuestionTemplate":
         """The inverse of `to_dict`. Raises DataError: a text or its placeholder is missing."""
         expected = TEMPLATE.to_dict()
-        whole = isinstance(values, dict) and values.keys() == expected.keys() and all(
-            isinstance(values[field], str) and values[field].count(placeholder) == 1
-            for field, placeholder in (("prompt", "{question}"), ("answer", "{answer}")))
+        whole = (
+            isinstance(values, dict)
+            and values.keys() == expected.keys()
+            and all(
+                isinstance(values[field], str) and values[field].count(placeholder) == 1
+                for field, placeholder in (("prompt", "{question}"), ("answer", "{answer}"))
+            )
+        )
         if not whole:
             raise DataError(
                 f"not a question template: {values!r}",

@@ -5,18 +5,41 @@ import argparse
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model is opened, and where."""
-    parser.add_argument("--load", required=True, metavar="DIR", help="run directory, or a Hugging Face GPT-2")
-    parser.add_argument("--ckpt-step", type=int, default=0, metavar="N", help="iteration of the run; 0 the latest")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the model lives (default: cpu)")
+    parser.add_argument(
+        "--load", required=True, metavar="DIR", help="run directory, or a Hugging Face GPT-2"
+    )
+    parser.add_argument(
+        "--ckpt-step", type=int, default=0, metavar="N", help="iteration of the run; 0 the latest"
+    )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="where the model lives (default: cpu)",
+    )
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """How tokens are chosen."""
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest text (default: 128)")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 (default): the likeliest token")
-    parser.add_argument("--top-k", type=int, default=0, metavar="N", help="draw from the N likeliest; 0: all")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="X", help="draw from this much probability")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the drawing (default: 0)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, metavar="N", help="longest text (default: 128)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="0 (default): the likeliest token",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, metavar="N", help="draw from the N likeliest; 0: all"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="X", help="draw from this much probability"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the drawing (default: 0)"
+    )
 
 
 def sampling(options: argparse.Namespace) -> dict:

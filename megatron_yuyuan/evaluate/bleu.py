@@ -34,12 +34,19 @@ class Scores:
 def score(hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
     """Compare each hypothesis with the one reference at its place. Raises DataError: no pair, or unequal numbers."""
     if not hypotheses or len(hypotheses) != len(references):
-        raise DataError(f"{len(hypotheses)} answers for {len(references)} references", "they are compared in pairs",
-                        "a file with at least one question and its answer")
+        raise DataError(
+            f"{len(hypotheses)} answers for {len(references)} references",
+            "they are compared in pairs",
+            "a file with at least one question and its answer",
+        )
     bleu, signatures = {}, {}
     for table, method in SMOOTHING.items():
-        metrics = [BLEU(max_ngram_order=order, smooth_method=method, tokenize="13a") for order in ORDERS]
-        bleu[table] = tuple(m.corpus_score(list(hypotheses), [list(references)]).score / 100 for m in metrics)
+        metrics = [
+            BLEU(max_ngram_order=order, smooth_method=method, tokenize="13a") for order in ORDERS
+        ]
+        bleu[table] = tuple(
+            m.corpus_score(list(hypotheses), [list(references)]).score / 100 for m in metrics
+        )
         signatures[table] = metrics[-1].get_signature().format()
     equal = sum(h.split() == r.split() for h, r in zip(hypotheses, references, strict=True))
     return Scores(bleu, signatures, equal / len(hypotheses), len(hypotheses))
@@ -50,9 +57,15 @@ def bleu_table(rows: Mapping[str, Scores], decoding: str) -> str:
     lines = []
     for table in SMOOTHING:
         first = next(iter(rows.values()))
-        lines += [f"{table} (corpus BLEU, sacrebleu {first.signatures[table]}; {first.pairs} pairs; {decoding}):", "",
-                  "| model | 1-gram | 2-gram | 3-gram | 4-gram |", "| --- | --- | --- | --- | --- |"]
-        lines += [f"| {name} | {' | '.join(f'{value:.4f}' for value in scores.bleu[table])} |"
-                  for name, scores in rows.items()]
+        lines += [
+            f"{table} (corpus BLEU, sacrebleu {first.signatures[table]}; {first.pairs} pairs; {decoding}):",
+            "",
+            "| model | 1-gram | 2-gram | 3-gram | 4-gram |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {name} | {' | '.join(f'{value:.4f}' for value in scores.bleu[table])} |"
+            for name, scores in rows.items()
+        ]
         lines.append("")
     return "\n".join(lines).rstrip()

@@ -9,8 +9,18 @@ from megatron_yuyuan.model.gpt2 import GPT2, KeyValueCache
 
 
 @torch.inference_mode()
-def generate(model: GPT2, tokens: list[int], max_new_tokens: int, *, eod: int, temperature: float = 0.0,
-             top_k: int = 0, top_p: float = 1.0, seed: int = 0, use_cache: bool = True) -> list[int]:
+def generate(
+    model: GPT2,
+    tokens: list[int],
+    max_new_tokens: int,
+    *,
+    eod: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    use_cache: bool = True,
+) -> list[int]:
     """The ids that continue `tokens`: at most max_new_tokens, the last one `eod` where the model ends its text.
 
     Temperature 0 takes the likeliest token; above it tokens are drawn from the top_k likeliest (0: all) within the
@@ -22,9 +32,11 @@ def generate(model: GPT2, tokens: list[int], max_new_tokens: int, *, eod: int, t
     _check_sampling(max_new_tokens, temperature, top_k, top_p)
     positions = model.config.max_position_embeddings
     if not 0 < len(tokens) < positions:
-        raise DataError(f"the prompt has {len(tokens)} tokens, the model {positions} positions",
-                        "a text continues a prompt of at least one token and needs a position for each of its own",
-                        f"a prompt of 1 to {positions - 1} tokens")
+        raise DataError(
+            f"the prompt has {len(tokens)} tokens, the model {positions} positions",
+            "a text continues a prompt of at least one token and needs a position for each of its own",
+            f"a prompt of 1 to {positions - 1} tokens",
+        )
     weight, generator = model.wte.weight, torch.Generator().manual_seed(seed)
     ids, stop = list(tokens), min(len(tokens) + max_new_tokens, positions)
     cache = KeyValueCache(model.config, 1, stop, weight.device, weight.dtype) if use_cache else None
@@ -32,7 +44,9 @@ def generate(model: GPT2, tokens: list[int], max_new_tokens: int, *, eod: int, t
         first = cache.length if cache else 0
         unread = torch.tensor([ids[first:]], device=weight.device)
         places = torch.arange(first, len(ids), device=weight.device)[None]
-        logits = model(unread, positions=places, sample_ids=unread[:, 0], step=0, cache=cache)[0, -1]
+        logits = model(unread, positions=places, sample_ids=unread[:, 0], step=0, cache=cache)[
+            0, -1
+        ]
         if cache:
             cache.advance(unread.shape[1])
         ids.append(_choose(logits.float().cpu(), temperature, top_k, top_p, generator))
@@ -57,22 +71,32 @@ def complete(loaded: LoadedModel, prompt: list[int], max_new_tokens: int, **samp
     return loaded.tokenizer.decode(ids[:-1] if ids[-1] == eod else ids)
 
 
-def _choose(logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:
+def _choose(
+    logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator
+) -> int:
     """One id by logits (vocab_size,) float32. On the CPU, so that the seed means the same on every device."""
     if temperature == 0:
         return int(logits.argmax())
     ordered, ids = (logits / temperature).sort(descending=True, stable=True)
     probabilities = ordered[: top_k or None].softmax(0)
-    before = probabilities.cumsum(0) - probabilities  # what the likelier ones hold: the first is always kept
+    before = (
+        probabilities.cumsum(0) - probabilities
+    )  # what the likelier ones hold: the first is always kept
     probabilities[before >= top_p] = 0
     return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
 
 
 def _check_sampling(max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
     for name, value, fits, range_ in (
-            ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "1 or more"),
-            ("temperature", temperature, 0 <= temperature < float("inf"), "0 for the likeliest token, or 0.1 to 2"),
-            ("top_k", top_k, top_k >= 0, "0 for all tokens, or how many to draw from"),
-            ("top_p", top_p, 0 < top_p <= 1, "above 0, at most 1")):
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "1 or more"),
+        (
+            "temperature",
+            temperature,
+            0 <= temperature < float("inf"),
+            "0 for the likeliest token, or 0.1 to 2",
+        ),
+        ("top_k", top_k, top_k >= 0, "0 for all tokens, or how many to draw from"),
+        ("top_p", top_p, 0 < top_p <= 1, "above 0, at most 1"),
+    ):
         if not fits:
             raise ConfigError(f"{name}={value}", "no token can be chosen so", range_)

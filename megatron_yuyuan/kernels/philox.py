@@ -15,7 +15,9 @@ WORD = 0xFFFFFFFF
 _CHUNK = 1 << 20
 
 
-def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox4x32(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ten rounds of Philox4x32 on int64 tensors that hold 32-bit words.
 
         counter  four tensors of one shape, words of the 128-bit counter, lowest first
@@ -28,7 +30,12 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tupl
     k0, k1 = key & WORD, (key >> 32) & WORD
     for _ in range(10):
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = ((p1 >> 32) & WORD) ^ c1 ^ k0, p1 & WORD, ((p0 >> 32) & WORD) ^ c3 ^ k1, p0 & WORD
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & WORD) ^ c1 ^ k0,
+            p1 & WORD,
+            ((p0 >> 32) & WORD) ^ c3 ^ k1,
+            p0 & WORD,
+        )
         k0, k1 = (k0 + 0x9E3779B9) & WORD, (k1 + 0xBB67AE85) & WORD
     return c0, c1, c2, c3
 
@@ -36,10 +43,10 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tupl
 def random_words(rows: Tensor, columns: int, key: int, step: int, site: int) -> Tensor:
     """One random word for every element of a matrix whose rows are numbered globally.
 
-        rows     (...)  int64, the number of each row in the whole batch, whichever rank holds it
-        columns  elements of a row; four neighbours share a counter
-        step, site  the other two words of the counter: which optimizer step, which place in the model
-        return   (..., columns)  int64 in [0, 2**32)
+    rows     (...)  int64, the number of each row in the whole batch, whichever rank holds it
+    columns  elements of a row; four neighbours share a counter
+    step, site  the other two words of the counter: which optimizer step, which place in the model
+    return   (..., columns)  int64 in [0, 2**32)
     """
     quads = -(-columns // 4)
     index = rows.unsqueeze(-1) * quads + torch.arange(quads, device=rows.device)
@@ -60,11 +67,15 @@ def normal(start: int, stop: int, key: int, device: torch.device | str = "cpu") 
     """
     pieces = []
     for low in range(start // 4 * 4, stop, _CHUNK):
-        rows = torch.arange(low // 4, -(-min(low + _CHUNK, stop) // 4), dtype=torch.int64, device=device)
+        rows = torch.arange(
+            low // 4, -(-min(low + _CHUNK, stop) // 4), dtype=torch.int64, device=device
+        )
         words = random_words(rows, 4, key, 0, 0).double()
         radius = torch.sqrt(-2.0 * torch.log((words[:, 0::2] + 0.5) * 2.0**-32))
         angle = words[:, 1::2] * (2.0 * math.pi * 2.0**-32)
         pair = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
         pieces.append(pair.float().flatten())
     skip = start - start // 4 * 4
-    return torch.cat(pieces)[skip : skip + stop - start] if pieces else torch.empty(0, device=device)
+    return (
+        torch.cat(pieces)[skip : skip + stop - start] if pieces else torch.empty(0, device=device)
+    )

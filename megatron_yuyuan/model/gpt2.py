@@ -92,9 +92,13 @@ class AttentionDropout(nn.Module):
         self.num_heads, self.first_head = num_heads, 0
 
     def forward(self, weights: Tensor, sides: Sides) -> Tensor:
-        heads = torch.arange(self.first_head, self.first_head + weights.shape[1], device=weights.device)
+        heads = torch.arange(
+            self.first_head, self.first_head + weights.shape[1], device=weights.device
+        )
         queries = torch.arange(weights.shape[2], device=weights.device)
-        rows = (sides.sample_ids[:, None] * self.num_heads + heads)[..., None] * weights.shape[2] + queries
+        rows = (sides.sample_ids[:, None] * self.num_heads + heads)[..., None] * weights.shape[
+            2
+        ] + queries
         return self.kernels.dropout(weights, self.p, rows, self.seed, sides.step, self.site)
 
 
@@ -118,8 +122,13 @@ class Attention(nn.Module):
         self.layer, self.head_dim = layer, config.head_dim
         self.c_attn = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.c_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.attn_dropout = AttentionDropout(config.attention_dropout, seed, layer * 16 + ATTENTION_WEIGHTS,
-                                             config.num_attention_heads, kernels)
+        self.attn_dropout = AttentionDropout(
+            config.attention_dropout,
+            seed,
+            layer * 16 + ATTENTION_WEIGHTS,
+            config.num_attention_heads,
+            kernels,
+        )
 
     def forward(self, x: Tensor, sides: Sides) -> Tensor:
         qkv = self.c_attn(x)
@@ -175,7 +184,9 @@ class Block(nn.Module):
         super().__init__()
         self.ln_1 = LayerNorm(config.hidden_size, config.layernorm_epsilon, kernels)
         self.attn = Attention(config, layer, seed, kernels)
-        self.resid_1 = Dropout(config.hidden_dropout, seed, layer * 16 + ATTENTION_RESIDUAL, kernels)
+        self.resid_1 = Dropout(
+            config.hidden_dropout, seed, layer * 16 + ATTENTION_RESIDUAL, kernels
+        )
         self.ln_2 = LayerNorm(config.hidden_size, config.layernorm_epsilon, kernels)
         self.mlp = MLP(config, kernels)
         self.resid_2 = Dropout(config.hidden_dropout, seed, layer * 16 + MLP_RESIDUAL, kernels)
@@ -197,22 +208,37 @@ class GPT2(nn.Module):
         kernels = kernels or Kernels()
         self.config = config
         self.wte: nn.Module | None = nn.Embedding(config.padded_vocab_size, config.hidden_size)
-        self.wpe: nn.Module | None = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.wpe: nn.Module | None = nn.Embedding(
+            config.max_position_embeddings, config.hidden_size
+        )
         self.drop = Dropout(config.hidden_dropout, seed, EMBEDDING, kernels)
-        self.h = nn.ModuleDict({str(i): Block(config, i, seed, kernels) for i in range(config.num_layers)})
-        self.ln_f: nn.Module | None = LayerNorm(config.hidden_size, config.layernorm_epsilon, kernels)
+        self.h = nn.ModuleDict(
+            {str(i): Block(config, i, seed, kernels) for i in range(config.num_layers)}
+        )
+        self.ln_f: nn.Module | None = LayerNorm(
+            config.hidden_size, config.layernorm_epsilon, kernels
+        )
         self.head: nn.Module | None = LanguageModelHead(config.vocab_size)
 
-    def forward(self, tokens_or_hidden: Tensor, *, positions: Tensor, document_ids: Tensor | None = None,
-                sample_ids: Tensor, step: int, labels: Tensor | None = None, cache: KeyValueCache | None = None):
+    def forward(
+        self,
+        tokens_or_hidden: Tensor,
+        *,
+        positions: Tensor,
+        document_ids: Tensor | None = None,
+        sample_ids: Tensor,
+        step: int,
+        labels: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ):
         """One pass through the layers this model holds.
 
-            tokens_or_hidden  (B, T) int64 with the embedding, else (B, T, C) from the stage before
-            positions         (B, T) int64, row of the position table
-            document_ids      (B, T) int64 or None
-            sample_ids, step  see `Sides`
-            labels            (B, T) int64 or None
-            return            (B, T, C) without the head; else what `LanguageModelHead` returns
+        tokens_or_hidden  (B, T) int64 with the embedding, else (B, T, C) from the stage before
+        positions         (B, T) int64, row of the position table
+        document_ids      (B, T) int64 or None
+        sample_ids, step  see `Sides`
+        labels            (B, T) int64 or None
+        return            (B, T, C) without the head; else what `LanguageModelHead` returns
         """
         sides = Sides(sample_ids, step, document_ids, cache)
         x = tokens_or_hidden
@@ -225,7 +251,9 @@ class GPT2(nn.Module):
         return self.head(self.ln_f(x), self.wte.weight, labels)
 
 
-def initial_values(name: str, shape: tuple[int, ...], rows: range, config: ModelConfig, seed: int, device) -> Tensor:
+def initial_values(
+    name: str, shape: tuple[int, ...], rows: range, config: ModelConfig, seed: int, device
+) -> Tensor:
     """Rows [rows.start, rows.stop) of a parameter's initial value.
 
     | parameter                     | value                                                                |
@@ -253,4 +281,6 @@ def init_weights(model: GPT2, seed: int) -> None:
     """Fill an undivided model with its initial values."""
     for name, parameter in model.named_parameters():
         rows = range(parameter.shape[0])
-        parameter.copy_(initial_values(name, tuple(parameter.shape), rows, model.config, seed, parameter.device))
+        parameter.copy_(
+            initial_values(name, tuple(parameter.shape), rows, model.config, seed, parameter.device)
+        )

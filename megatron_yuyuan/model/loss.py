@@ -29,7 +29,9 @@ class LanguageModelHead(nn.Module):
         logits = F.linear(x, weight[: self.vocab_size])
         if labels is None:
             return logits
-        loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
+        loss = F.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
+        )
         return loss.sum(0, keepdim=True), count_labels(labels)
 
 

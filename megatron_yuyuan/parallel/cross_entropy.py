@@ -31,7 +31,9 @@ class VocabParallelHead(nn.Module):
         if labels is None:
             return gather_last(logits.detach(), self.axis.group)[..., : self.vocab_size]
         first = self.axis.rank * local.shape[0]
-        loss = VocabParallelCrossEntropy.apply(logits, labels, first, self.vocab_size, self.axis.group)
+        loss = VocabParallelCrossEntropy.apply(
+            logits, labels, first, self.vocab_size, self.axis.group
+        )
         return loss, count_labels(labels)
 
 

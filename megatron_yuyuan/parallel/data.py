@@ -14,7 +14,9 @@ def divide_over_data(module: nn.Module, mesh: Mesh, bf16: bool) -> None:
     if asked) and stay gathered until its last backward. Gradients are accumulated and summed in float32. They are
     summed, never averaged: the loss is already divided by the tokens of the global batch.
     """
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32
+    )
     fully_shard(module, mesh=mesh.axes["data"], mp_policy=policy, reshard_after_forward=False)
     assert isinstance(module, FSDPModule)
     module.set_gradient_divide_factor(1.0)

@@ -26,11 +26,16 @@ def world_size() -> int:
 def choose_device(parallel: ParallelConfig) -> torch.device:
     """The device of this process. Raises ConfigError if CUDA is asked for and absent."""
     if parallel.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda, but this torch sees no CUDA device",
-                          f"torch {torch.__version__} finds none", "--device cpu, or a torch built for CUDA")
+        raise ConfigError(
+            "device=cuda, but this torch sees no CUDA device",
+            f"torch {torch.__version__} finds none",
+            "--device cpu, or a torch built for CUDA",
+        )
     if parallel.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
+    return torch.device(
+        "cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    )
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,9 @@ def start(parallel: ParallelConfig) -> Mesh:
         backend = {"cuda": "nccl", "cpu": "gloo"}[device.type] if backend == "auto" else backend
         timeout = timedelta(minutes=parallel.distributed_timeout_minutes)
         if world_size() == 1:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+            dist.init_process_group(
+                backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
+            )
         else:
             rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
             dist.init_process_group(backend, rank=rank, world_size=world_size(), timeout=timeout)
@@ -97,7 +104,9 @@ def _tied_group(ranks: torch.Tensor) -> dist.ProcessGroup | None:
     """Every rank must take part in making every group, whether it is in it or not."""
     mine = None
     if ranks.shape[0] > 1:
-        for first, last in zip(ranks[0].flatten().tolist(), ranks[-1].flatten().tolist(), strict=True):
+        for first, last in zip(
+            ranks[0].flatten().tolist(), ranks[-1].flatten().tolist(), strict=True
+        ):
             group = dist.new_group([first, last])
             if dist.get_rank() in (first, last):
                 mine = group

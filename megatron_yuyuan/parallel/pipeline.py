@@ -36,8 +36,12 @@ class Pipeline:
         if self.stages > 1:
             # 1F1B needs a micro batch for every stage; with fewer, GPipe's order gives the same result
             schedule = Schedule1F1B if micro_batches >= self.stages else ScheduleGPipe
-            stage = PipelineStage(self.model, self.stage, self.stages, mesh.device, group=mesh.group("pipeline"))
-            self._schedule = schedule(stage, n_microbatches=micro_batches, loss_fn=self._scaled, scale_grads=False)
+            stage = PipelineStage(
+                self.model, self.stage, self.stages, mesh.device, group=mesh.group("pipeline")
+            )
+            self._schedule = schedule(
+                stage, n_microbatches=micro_batches, loss_fn=self._scaled, scale_grads=False
+            )
 
     def forward_backward(self, batch: Batch, step: int, tokens_in_global_batch: float) -> Tensor:
         """Add the gradient of (sum of the losses of this batch) / tokens_in_global_batch to the parameters.
@@ -48,7 +52,9 @@ class Pipeline:
         """
         self.model.train()
         self._tokens = max(tokens_in_global_batch, 1.0)
-        losses = self._through_schedule(batch, step) if self.stages > 1 else self._alone(batch, step)
+        losses = (
+            self._through_schedule(batch, step) if self.stages > 1 else self._alone(batch, step)
+        )
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.mesh.device)
 
     def _scaled(self, output: tuple[Tensor, Tensor], _target=None) -> Tensor:
@@ -57,7 +63,11 @@ class Pipeline:
     def _through_schedule(self, batch: Batch, step: int) -> list[Tensor]:
         inputs = (batch.tokens,) if self.is_first else ()
         losses: list[Tensor] = []
-        ending = {"target": batch.labels, "losses": losses, "return_outputs": False} if self.is_last else {}
+        ending = (
+            {"target": batch.labels, "losses": losses, "return_outputs": False}
+            if self.is_last
+            else {}
+        )
         self._schedule.step(*inputs, **batch.sides(), step=step, labels=batch.labels, **ending)
         return [loss.detach() for loss in losses]
 
@@ -67,7 +77,9 @@ class Pipeline:
             last = i == self.micro_batches - 1
             self.model.set_requires_gradient_sync(last)  # reduce over the data axis once per step
             self.model.set_reshard_after_backward(last)  # and gather parameters once per step
-            loss = self._scaled(self.model(micro.tokens, **micro.sides(), step=step, labels=micro.labels))
+            loss = self._scaled(
+                self.model(micro.tokens, **micro.sides(), step=step, labels=micro.labels)
+            )
             loss.backward()
             losses.append(loss.detach())
         return losses

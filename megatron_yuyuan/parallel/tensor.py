@@ -15,7 +15,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from megatron_yuyuan.model.gpt2 import Dropout, LayerNorm
-from megatron_yuyuan.parallel.collectives import copy_to_ranks, gather_sequence, scatter_sequence, sum_over_ranks
+from megatron_yuyuan.parallel.collectives import (
+    copy_to_ranks,
+    gather_sequence,
+    scatter_sequence,
+    sum_over_ranks,
+)
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,27 @@ class TensorAxis:
 
     def enter(self, x: Tensor) -> Tensor:
         """Residual stream -> divided layer: (B, T or T / tensor, C) -> (B, T, C)."""
-        return gather_sequence(x, self.group) if self.divides_sequence else copy_to_ranks(x, self.group)
+        return (
+            gather_sequence(x, self.group)
+            if self.divides_sequence
+            else copy_to_ranks(x, self.group)
+        )
 
     def leave(self, x: Tensor) -> Tensor:
         """Partial sums of a divided layer -> residual stream: (B, T, C) -> (B, T or T / tensor, C)."""
-        return scatter_sequence(x, self.group) if self.divides_sequence else sum_over_ranks(x, self.group)
+        return (
+            scatter_sequence(x, self.group)
+            if self.divides_sequence
+            else sum_over_ranks(x, self.group)
+        )
 
     def local(self, whole: nn.Parameter) -> Tensor:
         """The plain tensor of a parameter that every rank holds whole and uses on the residual stream."""
-        return whole.to_local(grad_placements=[Partial()]) if self.divides_sequence else whole.to_local()
+        return (
+            whole.to_local(grad_placements=[Partial()])
+            if self.divides_sequence
+            else whole.to_local()
+        )
 
     def divided(self, parameter: nn.Parameter, dim: int | None) -> nn.Parameter:
         """An uninitialised DTensor parameter of the same full shape, cut along `dim` (None: held whole)."""
@@ -129,15 +146,17 @@ class VocabParallelEmbedding(nn.Module):
         weight = self.weight.to_local()
         local = tokens - self.axis.rank * weight.shape[0]
         elsewhere = (local < 0) | (local >= weight.shape[0])
-        rows = F.embedding(local.masked_fill(elsewhere, 0), weight).masked_fill(elsewhere[..., None], 0)
+        rows = F.embedding(local.masked_fill(elsewhere, 0), weight).masked_fill(
+            elsewhere[..., None], 0
+        )
         return self.axis.leave(rows)
 
 
 class PositionEmbedding(nn.Module):
     """The position table, held whole by every tensor rank and read for its part of the sequence.
 
-        positions (B, T) int64; weight (max_position_embeddings, C) DTensor Replicate
-        return    (B, T, C)  (sequence parallel: (B, T / tensor, C))
+    positions (B, T) int64; weight (max_position_embeddings, C) DTensor Replicate
+    return    (B, T, C)  (sequence parallel: (B, T / tensor, C))
     """
 
     def __init__(self, embedding: nn.Embedding, axis: TensorAxis):
@@ -160,7 +179,9 @@ class ResidualLayerNorm(nn.Module):
         self.weight, self.bias = axis.divided(norm.weight, None), axis.divided(norm.bias, None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.kernels.layer_norm(x, self.axis.local(self.weight), self.axis.local(self.bias), self.epsilon)
+        return self.kernels.layer_norm(
+            x, self.axis.local(self.weight), self.axis.local(self.bias), self.epsilon
+        )
 
 
 class ResidualDropout(Dropout):

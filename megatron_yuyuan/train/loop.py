@@ -28,8 +28,15 @@ class Trainer:
 
     def batch(self, dataset: Dataset, consumed: int, limit: int | None = None):
         """This data rank's share of the global batch after `consumed` samples."""
-        return read_batch(dataset, consumed, self.config.training.global_batch_size, self.mesh.rank("data"),
-                          self.mesh.size("data"), self.mesh.device, limit)
+        return read_batch(
+            dataset,
+            consumed,
+            self.config.training.global_batch_size,
+            self.mesh.rank("data"),
+            self.mesh.size("data"),
+            self.mesh.device,
+            limit,
+        )
 
     def gradients(self, dataset: Dataset) -> tuple[float, torch.Tensor]:
         """Leave the gradient of the next global batch in the parameters; return (loss, global gradient norm).
@@ -44,7 +51,9 @@ class Trainer:
         loss = self.pipeline.forward_backward(batch, self.state.iteration, tokens.item()).double()
         dist.all_reduce(loss, group=self.mesh.group("data"))
         if self.pipeline.stages > 1:
-            dist.broadcast(loss, group=self.mesh.group("pipeline"), group_src=self.pipeline.stages - 1)
+            dist.broadcast(
+                loss, group=self.mesh.group("pipeline"), group_src=self.pipeline.stages - 1
+            )
         sum_tied_gradients(self.state.model, self.mesh)
         return loss.item(), gradient_norm(self.state.model, self.mesh)
 
@@ -54,10 +63,12 @@ class Trainer:
         begun = time.perf_counter()
         loss, norm = self.gradients(dataset)
         if not (math.isfinite(loss) and math.isfinite(norm.item())):
-            raise DataError(f"iteration {self.state.iteration + 1}: loss {loss}, gradient norm {norm.item()}",
-                            "an update with them would destroy the weights; none was made",
-                            "a lower --lr, a longer warm-up, or look at the samples from number "
-                            f"{self.state.consumed_samples} on")
+            raise DataError(
+                f"iteration {self.state.iteration + 1}: loss {loss}, gradient norm {norm.item()}",
+                "an update with them would destroy the weights; none was made",
+                "a lower --lr, a longer warm-up, or look at the samples from number "
+                f"{self.state.consumed_samples} on",
+            )
         clip_gradients(self.state.model, norm, optimizer.clip_grad)
         rate = learning_rate(self.state.iteration + 1, training.train_iters, optimizer)
         for group in self.state.optimizer.param_groups:
@@ -67,9 +78,16 @@ class Trainer:
         self.state.consumed_samples += training.global_batch_size
         seconds = time.perf_counter() - begun
         tokens = training.global_batch_size * self.config.data.seq_length
-        return {"iteration": self.state.iteration, "lm_loss": loss, "grad_norm": norm.item(), "learning_rate": rate,
-                "global_batch_size": training.global_batch_size, "consumed_samples": self.state.consumed_samples,
-                "seconds": seconds, "tokens_per_second": tokens / seconds}
+        return {
+            "iteration": self.state.iteration,
+            "lm_loss": loss,
+            "grad_norm": norm.item(),
+            "learning_rate": rate,
+            "global_batch_size": training.global_batch_size,
+            "consumed_samples": self.state.consumed_samples,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+        }
 
     def evaluate(self, dataset: Dataset) -> dict:
         """Loss per learned token over the first eval_iters global batches of a dataset, each sample once."""
@@ -81,16 +99,26 @@ class Trainer:
         self.pipeline.rest()
         dist.all_reduce(total, group=self.mesh.group("data"))
         loss = (total[0] / total[1].clamp(min=1)).item()
-        return {"iteration": self.state.iteration, "validation_loss": loss, "validation_perplexity": _perplexity(loss),
-                "tokens": int(total[1].item()), "samples": samples}
+        return {
+            "iteration": self.state.iteration,
+            "validation_loss": loss,
+            "validation_perplexity": _perplexity(loss),
+            "tokens": int(total[1].item()),
+            "samples": samples,
+        }
 
 
 def _perplexity(loss: float) -> float:
     return math.exp(min(loss, 100.0))
 
 
-def train(trainer: Trainer, training_set: Dataset, validation_set: Dataset | None, save: Callable[[], None],
-          log: Log) -> None:
+def train(
+    trainer: Trainer,
+    training_set: Dataset,
+    validation_set: Dataset | None,
+    save: Callable[[], None],
+    log: Log,
+) -> None:
     """Step until train_iters, evaluating and saving on the way and at the end."""
     config, state = trainer.config, trainer.state
     last = config.training.train_iters
@@ -99,14 +127,18 @@ def train(trainer: Trainer, training_set: Dataset, validation_set: Dataset | Non
         log.event("step", **figures)
         if state.iteration % config.training.log_interval == 0 or state.iteration == last:
             log.step(figures, last)
-        if validation_set is not None and _due(state.iteration, config.training.eval_interval, last):
+        if validation_set is not None and _due(
+            state.iteration, config.training.eval_interval, last
+        ):
             figures = trainer.evaluate(validation_set)
             log.event("evaluation", **figures)
-            log.line(f" validation loss at iteration {state.iteration} | lm loss value: "
-                     f"{figures['validation_loss']:.6E} | lm loss PPL: {figures['validation_perplexity']:.6E} |")
+            log.line(
+                f" validation loss at iteration {state.iteration} | lm loss value: "
+                f"{figures['validation_loss']:.6E} | lm loss PPL: {figures['validation_perplexity']:.6E} |"
+            )
         if _due(state.iteration, config.checkpoint.save_interval, last):
             save()
 
 
 def _due(iteration: int, interval: int, last: int) -> bool:
-    return iteration == last or bool(interval) and iteration % interval == 0
+    return iteration == last or (bool(interval) and iteration % interval == 0)

@@ -13,9 +13,17 @@ def build_optimizer(model: GPT2, optimizer: OptimizerConfig) -> torch.optim.Adam
     """AdamW (arXiv:1711.05101); matrices are decayed, biases and LayerNorm (one dim) are not."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": optimizer.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=(optimizer.adam_beta1, optimizer.adam_beta2),
-                             eps=optimizer.adam_eps, foreach=True)
+    groups = [
+        {"params": matrices, "weight_decay": optimizer.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=optimizer.lr,
+        betas=(optimizer.adam_beta1, optimizer.adam_beta2),
+        eps=optimizer.adam_eps,
+        foreach=True,
+    )
 
 
 def sum_tied_gradients(model: GPT2, mesh: Mesh) -> None:
@@ -41,7 +49,9 @@ def _own_elements(parameter: nn.Parameter) -> Tensor:
     """This rank's part of a gradient, or nothing where another rank's copy is the one that counts."""
     gradient = parameter.grad
     place = gradient.device_mesh.get_coordinate()
-    copies = [place[i] for i, placement in enumerate(gradient.placements) if placement.is_replicate()]
+    copies = [
+        place[i] for i, placement in enumerate(gradient.placements) if placement.is_replicate()
+    ]
     return gradient.to_local() if not any(copies) else gradient.to_local()[:0]
 
 

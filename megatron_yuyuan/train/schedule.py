@@ -18,5 +18,7 @@ def learning_rate(step: int, train_iters: int, optimizer: OptimizerConfig) -> fl
     if optimizer.lr_decay_style == "constant":
         return optimizer.lr
     done = min(1.0, (step - warmup) / max(1, decay - warmup))
-    left = {"linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[optimizer.lr_decay_style]
+    left = {"linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[
+        optimizer.lr_decay_style
+    ]
     return optimizer.min_lr + (optimizer.lr - optimizer.min_lr) * left

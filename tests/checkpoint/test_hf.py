@@ -10,7 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from megatron_yuyuan.checkpoint import hf
 from megatron_yuyuan.checkpoint.dcp import find_checkpoint, read_state, save_checkpoint
-from megatron_yuyuan.checkpoint.hf import export_directory, from_huggingface, import_directory, to_huggingface
+from megatron_yuyuan.checkpoint.hf import (
+    export_directory,
+    from_huggingface,
+    import_directory,
+    to_huggingface,
+)
 from megatron_yuyuan.checkpoint.hf_format import model_config
 from megatron_yuyuan.checkpoint.model import LoadedModel, load_model
 from megatron_yuyuan.config import Config
@@ -19,7 +24,10 @@ from megatron_yuyuan.data.tokenizer import Tokenizer, train_bpe
 from megatron_yuyuan.errors import ConfigError, DataError, UnsafeError
 from megatron_yuyuan.model.gpt2 import GPT2, init_weights
 
-TEXTS = ["Question:What is gout? answer: Gout is a disease of the joints.", "naïve β-cells, 37 °C\n\n  they'll"] * 4
+TEXTS = [
+    "Question:What is gout? answer: Gout is a disease of the joints.",
+    "naïve β-cells, 37 °C\n\n  they'll",
+] * 4
 OWN_TEMPLATE = QuestionTemplate("Q:{question} answer:", " {answer}")
 
 
@@ -40,18 +48,34 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def config(tokenizer) -> Config:
-    return Config().replace(num_layers=2, hidden_size=32, num_attention_heads=4, max_position_embeddings=40,
-                            seq_length=40, vocab_size=tokenizer.vocab_size, layernorm_epsilon=1e-4, ffn_hidden_size=96)
+    return Config().replace(
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=4,
+        max_position_embeddings=40,
+        seq_length=40,
+        vocab_size=tokenizer.vocab_size,
+        layernorm_epsilon=1e-4,
+        ffn_hidden_size=96,
+    )
 
 
 @pytest.fixture(scope="module")
 def run(config, tokenizer, tmp_path_factory) -> Path:
     """A run directory as training leaves it, at iteration 7."""
     directory = tmp_path_factory.mktemp("run")
-    document = {"consumed_samples": 28, "optimizer": False, "template": OWN_TEMPLATE.to_dict(),
-                "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
-                "random": {}, "data_order": 1, "config": config.to_dict()}
-    tensors = {f"model.{name}": tensor for name, tensor in shaken(GPT2(config.model)).state_dict().items()}
+    document = {
+        "consumed_samples": 28,
+        "optimizer": False,
+        "template": OWN_TEMPLATE.to_dict(),
+        "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+        "random": {},
+        "data_order": 1,
+        "config": config.to_dict(),
+    }
+    tensors = {
+        f"model.{name}": tensor for name, tensor in shaken(GPT2(config.model)).state_dict().items()
+    }
     save_checkpoint(directory, 7, tensors, document)
     tokenizer.save(directory / "tokenizer")
     return directory
@@ -109,7 +133,10 @@ def test_ours_to_theirs_and_back_is_the_same_bits(loaded):
     assert theirs["transformer.h.0.mlp.c_fc.weight"].shape == (config.hidden_size, config.mlp_size)
     back = from_huggingface(theirs, config)
     assert back.keys() == ours.keys()
-    assert not back["wte.weight"][config.vocab_size :].any() and config.padded_vocab_size > config.vocab_size
+    assert (
+        not back["wte.weight"][config.vocab_size :].any()
+        and config.padded_vocab_size > config.vocab_size
+    )
     for name, tensor in ours.items():
         rows = config.vocab_size if name == "wte.weight" else tensor.shape[0]
         assert torch.equal(back[name][:rows], tensor[:rows]), name
@@ -119,11 +146,16 @@ def test_an_export_has_the_tensors_and_logits_of_transformers(loaded, export):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     file = load_file(export / "model.safetensors")
+    assert (
+        len({path.stat().st_mode for path in export.iterdir()}) == 1
+    )  # who may read one may read all
     reference = GPT2LMHeadModel(GPT2Config.from_pretrained(export))
     assert file.keys() == reference.state_dict().keys() - {"lm_head.weight"}
     tokens = tokens_of(loaded.model.config.vocab_size)
     expected = logits(loaded.model, tokens)
-    assert (transformers_logits(export, tokens) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (
+        transformers_logits(export, tokens) - expected
+    ).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_without_the_permutation_of_qkv_the_logits_are_others(loaded, export, damaged):
@@ -135,7 +167,9 @@ def test_without_the_permutation_of_qkv_the_logits_are_others(loaded, export, da
     save_file(file, damaged / "model.safetensors", metadata={"format": "pt"})
     tokens = tokens_of(loaded.model.config.vocab_size)
     expected = logits(loaded.model, tokens)
-    assert (transformers_logits(damaged, tokens) - expected).abs().max() > 1e-2 * expected.abs().max()
+    assert (
+        transformers_logits(damaged, tokens) - expected
+    ).abs().max() > 1e-2 * expected.abs().max()
 
 
 def test_every_loader_opens_an_export(loaded, export):
@@ -150,7 +184,9 @@ def test_every_loader_opens_an_export(loaded, export):
     )
 
     for kind in (GPT2LMHeadModel, GPT2Model, AutoModelForCausalLM):
-        model, report = kind.from_pretrained(export, local_files_only=True, output_loading_info=True)
+        model, report = kind.from_pretrained(
+            export, local_files_only=True, output_loading_info=True
+        )
         assert not report["missing_keys"] and not report["unexpected_keys"], kind
         assert model.dtype == torch.float32 and model.config.eos_token_id == loaded.tokenizer.eod
     text = "".join(TEXTS) + " 'll  x\n\n\tβ 1234 "
@@ -158,15 +194,23 @@ def test_every_loader_opens_an_export(loaded, export):
         theirs = kind.from_pretrained(export, local_files_only=True)
         ids = theirs(text)["input_ids"]
         assert ids == loaded.tokenizer.encode(text) and theirs.decode(ids) == text, kind
-        assert len(theirs) == loaded.tokenizer.vocab_size and theirs.eos_token_id == loaded.tokenizer.eod
-    written = pipeline("text-generation", model=str(export))("What is gout?", max_new_tokens=5, do_sample=False)
+        assert (
+            len(theirs) == loaded.tokenizer.vocab_size
+            and theirs.eos_token_id == loaded.tokenizer.eod
+        )
+    written = pipeline("text-generation", model=str(export))(
+        "What is gout?", max_new_tokens=5, do_sample=False
+    )
     assert written[0]["generated_text"].startswith("What is gout?")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_an_export_is_rounded_as_asked(loaded, dtype, tmp_path):
     export = export_directory(loaded, tmp_path / "rounded", dtype)
-    config, file = json.loads((export / "config.json").read_text()), load_file(export / "model.safetensors")
+    config, file = (
+        json.loads((export / "config.json").read_text()),
+        load_file(export / "model.safetensors"),
+    )
     assert config["dtype"] == config["torch_dtype"] == dtype
     for name, tensor in to_huggingface(loaded.model.state_dict(), loaded.model.config).items():
         assert torch.equal(file[name], tensor.to(getattr(torch, dtype))), name
@@ -176,19 +220,33 @@ def test_an_export_opens_here_too(loaded, export):
     again = load_model(export)
     tokens = tokens_of(loaded.model.config.vocab_size)
     assert torch.equal(logits(again.model, tokens), logits(loaded.model, tokens))
-    assert again.template == OWN_TEMPLATE and again.tokenizer.fingerprint == loaded.tokenizer.fingerprint
+    assert (
+        again.template == OWN_TEMPLATE
+        and again.tokenizer.fingerprint == loaded.tokenizer.fingerprint
+    )
 
 
 def test_the_card_says_what_is_known(export):
     card = (export / "README.md").read_text()
-    for text in ("Not medical advice", "7 optimizer steps", "28 samples", OWN_TEMPLATE.prompt, "# tiny"):
+    for text in (
+        "Not medical advice",
+        "7 optimizer steps",
+        "28 samples",
+        OWN_TEMPLATE.prompt,
+        "# tiny",
+    ):
         assert text in card
 
 
 @pytest.mark.parametrize("by_transformers", [True, False])
-def test_an_export_that_computes_something_else_does_not_appear(loaded, tmp_path, monkeypatch, by_transformers):
+def test_an_export_that_computes_something_else_does_not_appear(
+    loaded, tmp_path, monkeypatch, by_transformers
+):
     def spoilt(*args):
-        return {n: t + 0.1 * n.endswith("c_proj.weight") for n, t in to_huggingface(*args).items()}
+        return {
+            n: t * (1.01 if n.endswith("c_proj.weight") else 1)
+            for n, t in to_huggingface(*args).items()
+        }
 
     if not by_transformers:
         monkeypatch.setattr(hf.importlib.util, "find_spec", lambda name: None)
@@ -201,7 +259,9 @@ def test_an_export_that_computes_something_else_does_not_appear(loaded, tmp_path
 
 
 def test_an_export_with_other_token_ids_does_not_appear(loaded, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf, "_open_with_transformers", lambda d, probe: (hf._logits(loaded.model, probe), [1, 2]))
+    monkeypatch.setattr(
+        hf, "_open_with_transformers", lambda d, probe: (hf._logits(loaded.model, probe), [1, 2])
+    )
     with pytest.raises(DataError, match="other ids"):
         export_directory(loaded, tmp_path / "bad")
 
@@ -243,9 +303,19 @@ def foreign(tokenizer, tmp_path_factory):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(4)
-    model = GPT2LMHeadModel(GPT2Config(
-        vocab_size=tokenizer.vocab_size + 9, n_positions=32, n_embd=32, n_layer=2, n_head=4, n_inner=80,
-        layer_norm_epsilon=1e-3, activation_function="gelu_pytorch_tanh", initializer_range=0.2)).eval()
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=tokenizer.vocab_size + 9,
+            n_positions=32,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_inner=80,
+            layer_norm_epsilon=1e-3,
+            activation_function="gelu_pytorch_tanh",
+            initializer_range=0.2,
+        )
+    ).eval()
     directory = tmp_path_factory.mktemp("foreign")
     model.save_pretrained(directory)
     tokenizer.save(directory)
@@ -260,14 +330,22 @@ def test_an_imported_model_computes_what_transformers_does(foreign, tokenizer, t
     with torch.no_grad():
         expected = model(tokens).logits
     assert (logits(imported.model, tokens) - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert imported.path.name == "iter_0000000" and find_checkpoint(run) == find_checkpoint(run, 0) == imported.path
+    assert (
+        imported.path.name == "iter_0000000"
+        and find_checkpoint(run) == find_checkpoint(run, 0) == imported.path
+    )
     state = read_state(imported.path)
     assert not state["optimizer"] and state["iteration"] == 0
     assert state["tokenizer"]["fingerprint"] == tokenizer.fingerprint
     assert Config.from_dict(state["config"]).model == imported.model.config
     again = export_directory(imported, tmp_path / "back")
-    theirs, ours = load_file(directory / "model.safetensors"), load_file(again / "model.safetensors")
-    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)
+    theirs, ours = (
+        load_file(directory / "model.safetensors"),
+        load_file(again / "model.safetensors"),
+    )
+    assert theirs.keys() == ours.keys() and all(
+        torch.equal(theirs[name], ours[name]) for name in ours
+    )
 
 
 def test_every_kind_of_weight_file_is_read(foreign, tokenizer, tmp_path):
@@ -277,8 +355,13 @@ def test_every_kind_of_weight_file_is_read(foreign, tokenizer, tmp_path):
     model.save_pretrained(sharded, max_shard_size="30KB")
     assert len(list(sharded.glob("*.safetensors"))) > 1
     shutil.copytree(directory, old, ignore=shutil.ignore_patterns("*.safetensors"))
-    bare = {name.removeprefix("transformer."): tensor for name, tensor in model.state_dict().items()}
-    masks = {"h.0.attn.bias": torch.ones(1, 1, 32, 32).tril(), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+    bare = {
+        name.removeprefix("transformer."): tensor for name, tensor in model.state_dict().items()
+    }
+    masks = {
+        "h.0.attn.bias": torch.ones(1, 1, 32, 32).tril(),
+        "h.0.attn.masked_bias": torch.tensor(-1e4),
+    }
     torch.save(bare | masks, old / "pytorch_model.bin")  # with lm_head.weight, without the prefix
     assert "lm_head.weight" in bare
     tokenizer.save(sharded)
@@ -287,10 +370,22 @@ def test_every_kind_of_weight_file_is_read(foreign, tokenizer, tmp_path):
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items()), path
 
 
-@pytest.mark.parametrize("change", [
-    {"model_type": "gpt_neox"}, {"activation_function": "relu"}, {"tie_word_embeddings": False},
-    {"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_weights": False}, {"add_cross_attention": True},
-    {"quantization_config": {"bits": 4}}, {"n_layer": None}, {"n_head": 3}, {"vocab_size": 12.5}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_type": "gpt_neox"},
+        {"activation_function": "relu"},
+        {"tie_word_embeddings": False},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"scale_attn_weights": False},
+        {"add_cross_attention": True},
+        {"quantization_config": {"bits": 4}},
+        {"n_layer": None},
+        {"n_head": 3},
+        {"vocab_size": 12.5},
+    ],
+    ids=str,
+)
 def test_another_kind_of_model_is_refused_by_name(export, change):
     values = json.loads((export / "config.json").read_text())
     assert model_config(values, "config.json").num_layers == 2
@@ -331,15 +426,17 @@ def test_weights_that_do_not_fit_are_named(damaged):
     path = damaged / "model.safetensors"
     good = load_file(path)
     wte = good["transformer.wte.weight"]
-    for change, message in (({"transformer.h.0.extra": wte}, "h.0.extra is unknown"),
-                            ({"transformer.wpe.weight": wte}, r"wpe.weight is \(300, 32\), expected \(40, 32\)"),
-                            ({"lm_head.weight": wte + 1}, "lm_head.weight differs")):
+    for change, message in (
+        ({"transformer.h.0.extra": wte}, "h.0.extra is unknown"),
+        ({"transformer.wpe.weight": wte}, r"wpe.weight is \(300, 32\), expected \(40, 32\)"),
+        ({"lm_head.weight": wte + 1}, "lm_head.weight differs"),
+    ):
         save_file({n: t.clone() for n, t in (good | change).items()}, path)
         with pytest.raises(DataError, match=message):
             load_model(damaged)
     good.pop("transformer.ln_f.bias")
     save_file(good, path)
-    with pytest.raises(DataError, match="ln_f.bias is missing"):
+    with pytest.raises(DataError, match=r"ln_f\.bias is missing"):
         load_model(damaged)
     path.write_bytes(b"cut")
     with pytest.raises(DataError, match="cannot be read"):
@@ -373,7 +470,7 @@ def test_another_tokenizer_beside_a_run_is_refused(run, tmp_path):
 def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(DataError, match="no checkpoint"):
         load_model(tmp_path)
-    with pytest.raises(DataError, match="no config.json"):
+    with pytest.raises(DataError, match=r"no config\.json"):
         import_directory(tmp_path, tmp_path / "run")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no CUDA"):

@@ -55,7 +55,9 @@ def test_bytes_are_those_that_megatron_core_writes(tmp_path, dtype):
     shard = IndexedDataset(tmp_path / "theirs")  # ours reads theirs, which has no .meta.json
     assert [[list(s) for s in shard.document(i)] for i in range(4)] == DOCUMENTS
     reread = megatron().IndexedDataset(str(tmp_path / "ours"))
-    assert [list(map(int, reread[i])) for i in range(SEQUENCES)] == [s for document in DOCUMENTS for s in document]
+    assert [list(map(int, reread[i])) for i in range(SEQUENCES)] == [
+        s for document in DOCUMENTS for s in document
+    ]
     assert list(reread.document_indices) == [0, 1, 3, 4, 6]
 
 
@@ -176,7 +178,9 @@ def test_meta_json_catches_what_the_index_cannot_know(tmp_path):
 
 def test_a_shard_of_another_tokenizer_is_refused(tmp_path):
     shard = IndexedDataset(
-        write(tmp_path / "shard", description={"tokenizer_fingerprint": "aaaa", "vocab_size": 65500})
+        write(
+            tmp_path / "shard", description={"tokenizer_fingerprint": "aaaa", "vocab_size": 65500}
+        )
     )
     shard.check_vocabulary("aaaa", 65500)
     with pytest.raises(DataError, match=r"bbbb.*aaaa"):
@@ -198,7 +202,10 @@ def test_an_id_the_dtype_cannot_hold_is_refused(tmp_path, token):
 
 
 def test_an_unfinished_shard_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), IndexedDatasetWriter(tmp_path / "a/b", np.int32) as shard:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        IndexedDatasetWriter(tmp_path / "a/b", np.int32) as shard,
+    ):
         shard.add_document([[1, 2]])
         assert [path.name[0] for path in (tmp_path / "a").iterdir()] == ["."]  # not vacuous
         raise KeyboardInterrupt
@@ -219,7 +226,10 @@ def test_a_failed_rewrite_leaves_the_old_shard(tmp_path):
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
-    with pytest.raises(DataError, match=r"cannot write .*shard.bin: No space left"), AtomicFiles() as files:
+    with (
+        pytest.raises(DataError, match=r"cannot write .*shard.bin: No space left"),
+        AtomicFiles() as files,
+    ):
         IndexedDatasetWriter(tmp_path / "shard", np.int32, files)
         raise OSError(errno.ENOSPC, "No space left on device")
     assert not list(tmp_path.iterdir())

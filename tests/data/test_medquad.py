@@ -37,15 +37,22 @@ USUAL = """<Document id="7" source="GARD" url="u"><Focus>Gout</Focus><QAPairs>
 LOWER = """<doc docid="8" corpus="NINDS"><doctitle-focus>Ataxia</doctitle-focus><qaPairs><pair pid="1">
 <question qid="8-1" qtype="outlook">what is the prognosis ?</question><answer>Good.</answer>
 </pair></qaPairs></doc>"""
-GOUT = QuestionAnswer("What is (are) Gout?", "Gout is a disease. - Joints - Pain", "Gout", "GARD", "7",
-                      "information")
+GOUT = QuestionAnswer(
+    "What is (are) Gout?", "Gout is a disease. - Joints - Pain", "Gout", "GARD", "7", "information"
+)
 ATAXIA = QuestionAnswer("what is the prognosis?", "Good.", "Ataxia", "NINDS", "8", "outlook")
 
 
 @pytest.mark.parametrize(
     ("raw", "clean"),
-    [(" What  is\n gout ? ", "What is gout?"), ("Gout? ?", "Gout?"), ("Why ? Because.", "Why? Because."),
-     ("- one    - two", "- one - two"), ("What??", "What??"), ("", "")],
+    [
+        (" What  is\n gout ? ", "What is gout?"),
+        ("Gout? ?", "Gout?"),
+        ("Why ? Because.", "Why? Because."),
+        ("- one    - two", "- one - two"),
+        ("What??", "What??"),
+        ("", ""),
+    ],
 )
 def test_clean_text(raw, clean):
     assert clean_text(raw) == clean
@@ -70,19 +77,25 @@ def test_what_holds_no_questions_is_refused(tmp_path):
         list(read_medquad(file))
     with pytest.raises(DataError, match="no page of questions"):
         list(read_medquad(tmp_path))
-    for text, kind, what in ((" <a/>", DataError, "no page of questions"),
-                             (USUAL[:-20], DataError, r"line 8: not well-formed .*last whole record"),
-                             (f'<!DOCTYPE a [<!ENTITY b "c">]><a>{USUAL}</a>', UnsafeError, "entities")):
+    for text, kind, what in (
+        (" <a/>", DataError, "no page of questions"),
+        (USUAL[:-20], DataError, r"line 8: not well-formed .*last whole record"),
+        (f'<!DOCTYPE a [<!ENTITY b "c">]><a>{USUAL}</a>', UnsafeError, "entities"),
+    ):
         file.write_text(text)
         with pytest.raises(kind, match=what):
             list(read_medquad(file))
 
 
 def pairs_of(*keys):
-    return [QuestionAnswer(question, f"answer {n}", focus) for n, (question, focus) in enumerate(keys)]
+    return [
+        QuestionAnswer(question, f"answer {n}", focus) for n, (question, focus) in enumerate(keys)
+    ]
 
 
-KEYS = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["", *"pqrstuvw"])), max_size=20)
+KEYS = st.lists(
+    st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["", *"pqrstuvw"])), max_size=20
+)
 
 
 @settings(deadline=None)
@@ -95,11 +108,15 @@ def test_nothing_leaks_and_order_does_not_matter(keys, chance):
             assert its == others
     shuffled = list(zip(pairs, splits, strict=True))
     chance.shuffle(shuffled)
-    assert assign_splits([pair for pair, _ in shuffled], (1, 1, 1)) == [split for _, split in shuffled]
+    assert assign_splits([pair for pair, _ in shuffled], (1, 1, 1)) == [
+        split for _, split in shuffled
+    ]
 
 
 def test_spelling_and_chains_of_pairs_make_one_group():
-    pairs = pairs_of(("What is GOUT?", "Gout"), ("what is gout", "Arthritis"), ("Who?", "ARTHRITIS!"))
+    pairs = pairs_of(
+        ("What is GOUT?", "Gout"), ("what is gout", "Arthritis"), ("Who?", "ARTHRITIS!")
+    )
     others = [(f"Question {n}", f"Focus {n}") for n in range(200)]
     splits = assign_splits(pairs + pairs_of(*others), (1, 1, 1))
     assert len(set(splits[:3])) == 1

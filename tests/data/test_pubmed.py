@@ -43,17 +43,24 @@ def test_a_citation_is_its_title_and_abstract(tmp_path):
     )
     (citation,) = read(tmp_path, document(record("<i>Gout</i> and\n water.", abstract, 7, 2)))
     assert citation == Citation(
-        "7", 2, "Gout and water.", "BACKGROUND: Gout is old.\nH2O < 5.\nEnd.")
+        "7", 2, "Gout and water.", "BACKGROUND: Gout is old.\nH2O < 5.\nEnd."
+    )
     assert citation.text == "Gout and water.\nBACKGROUND: Gout is old.\nH2O < 5.\nEnd."
 
 
 @pytest.mark.parametrize(
     ("written", "kept"),
     [
-        ("[Gout.]", "Gout."), ("[Gout].", "Gout."), ("[Gout]", "Gout"), ("[Gout?].", "Gout?"),
-        ("[Gout] .", "Gout."), ("[18F]CFA and [11C]X", "[18F]CFA and [11C]X"),
-        ("[The [18F] probe].", "The [18F] probe."), ("Gout [review].", "Gout [review]."),
-        ("[Not Available].", ""), ("[In process citation]", ""),
+        ("[Gout.]", "Gout."),
+        ("[Gout].", "Gout."),
+        ("[Gout]", "Gout"),
+        ("[Gout?].", "Gout?"),
+        ("[Gout] .", "Gout."),
+        ("[18F]CFA and [11C]X", "[18F]CFA and [11C]X"),
+        ("[The [18F] probe].", "The [18F] probe."),
+        ("Gout [review].", "Gout [review]."),
+        ("[Not Available].", ""),
+        ("[In process citation]", ""),
     ],
 )
 def test_brackets_of_translated_titles_go(tmp_path, written, kept):
@@ -72,11 +79,16 @@ def test_records_without_text_are_passed_over_and_counted(tmp_path):
 def test_any_root_any_nesting_and_gzip_by_content(tmp_path):
     bare = "<MedlineCitation><PMID>4</PMID><Article><ArticleTitle>T</ArticleTitle></Article></MedlineCitation>"
     wrapped = document(f"<wrapper>{record()}</wrapper>", bare, root="anything")
-    for content in (wrapped.encode(), gzip.compress(wrapped.encode()),
-                    gzip.compress(wrapped[:99].encode()) + gzip.compress(wrapped[99:].encode())):
+    for content in (
+        wrapped.encode(),
+        gzip.compress(wrapped.encode()),
+        gzip.compress(wrapped[:99].encode()) + gzip.compress(wrapped[99:].encode()),
+    ):
         assert [c.pmid for c in read(tmp_path, content)] == ["1", "4"]
     assert [c.pmid for c in read(tmp_path, bare)] == ["4"]
-    utf16 = document(record("Größe"), head='<?xml version="1.0" encoding="utf-16"?>').encode("utf-16")
+    utf16 = document(record("Größe"), head='<?xml version="1.0" encoding="utf-16"?>').encode(
+        "utf-16"
+    )
     assert read(tmp_path, utf16)[0].title == "Größe"
 
 
@@ -114,7 +126,9 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 
 def test_malformed_xml_is_located(tmp_path):
-    content = document(record("One.", pmid=11), record("Two.", pmid=12), record("<b>Three.", pmid=13))
+    content = document(
+        record("One.", pmid=11), record("Two.", pmid=12), record("<b>Three.", pmid=13)
+    )
     with pytest.raises(DataError) as error:
         read(tmp_path, content)
     assert "line 11" in error.value.what and "PMID 12" in error.value.what
@@ -167,7 +181,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
 
 def test_the_real_files_are_read(real_data):
-    files = sorted(path for path in (real_data / "pubmed_xml" / "real").rglob("*") if path.is_file())
+    files = sorted(
+        path for path in (real_data / "pubmed_xml" / "real").rglob("*") if path.is_file()
+    )
     citations = [citation for file in files for citation in read_pubmed(file)]
     assert len(files) == 224
     assert len(citations) == 3342 and sum(bool(c.abstract) for c in citations) > 2000

@@ -36,8 +36,14 @@ def test_a_stored_template_comes_back():
 
 @pytest.mark.parametrize(
     "stored",
-    [None, {}, {"prompt": "{question}"}, {"prompt": "no place", "answer": "{answer}"},
-     {"prompt": "{question}", "answer": 3}, {"prompt": "{question}", "answer": "{answer}", "x": 1}],
+    [
+        None,
+        {},
+        {"prompt": "{question}"},
+        {"prompt": "no place", "answer": "{answer}"},
+        {"prompt": "{question}", "answer": 3},
+        {"prompt": "{question}", "answer": "{answer}", "x": 1},
+    ],
 )
 def test_what_is_not_a_template_is_refused(stored):
     with pytest.raises(DataError, match="not a question template"):

@@ -64,7 +64,9 @@ def test_training_puts_the_end_of_text_last_and_is_repeatable():
         "from megatron_yuyuan.data.tokenizer import train_bpe; "
         f"print(train_bpe(iter({TEXTS!r}), 300).fingerprint)"
     )
-    again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    again = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert again.stdout.strip() == TRAINED.fingerprint
     assert train_bpe(iter(["another text"]), 300).fingerprint != TRAINED.fingerprint
     with pytest.raises(ConfigError, match="vocab_size=256"):
@@ -72,15 +74,22 @@ def test_training_puts_the_end_of_text_last_and_is_repeatable():
 
 
 def test_saved_files_come_back_equal_here_and_in_transformers(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="needs transformers to load the files")
+    transformers = pytest.importorskip(
+        "transformers", reason="needs transformers to load the files"
+    )
     TRAINED.save(tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["merges.txt", "tokenizer.json", "vocab.json"]
     pairs = (tmp_path / "vocab.json", tmp_path / "merges.txt")
-    for same in (Tokenizer.from_file(tmp_path), Tokenizer.from_file(tmp_path / "tokenizer.json"),
-                 Tokenizer.from_gpt2(*pairs)):
+    for same in (
+        Tokenizer.from_file(tmp_path),
+        Tokenizer.from_file(tmp_path / "tokenizer.json"),
+        Tokenizer.from_gpt2(*pairs),
+    ):
         assert (same.fingerprint, same.eod) == (TRAINED.fingerprint, TRAINED.eod)
-        assert same.encode_batch([*TEXTS, END_OF_TEXT]) == TRAINED.encode_batch([*TEXTS, END_OF_TEXT])
+        assert same.encode_batch([*TEXTS, END_OF_TEXT]) == TRAINED.encode_batch(
+            [*TEXTS, END_OF_TEXT]
+        )
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     for name in ("GPT2Tokenizer", "GPT2TokenizerFast", "AutoTokenizer"):
         theirs = getattr(transformers, name).from_pretrained(tmp_path)
@@ -99,8 +108,10 @@ def test_a_directory_without_tokenizer_json_is_read_by_its_pair(tmp_path):
 def test_configuration_chooses_the_files(tmp_path):
     TRAINED.save(tmp_path)
     vocab, merges = str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")
-    for config in (DataConfig(vocab_file=vocab, merge_file=merges),
-                   DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(tmp_path))):
+    for config in (
+        DataConfig(vocab_file=vocab, merge_file=merges),
+        DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(tmp_path)),
+    ):
         assert open_tokenizer(config).fingerprint == TRAINED.fingerprint
     with pytest.raises(ConfigError, match="vocab_file and merge_file"):
         open_tokenizer(DataConfig(vocab_file=vocab))

@@ -30,17 +30,26 @@ def whole_gradients(trainer) -> dict[str, torch.Tensor]:
     """
     mesh = trainer.mesh
     place = (mesh.rank("pipeline"), mesh.rank("data"), mesh.rank("tensor"))
-    mine = {name: (p.grad.placements[1], p.grad.to_local()) for name, p in trainer.state.model.named_parameters()}
+    mine = {
+        name: (p.grad.placements[1], p.grad.to_local())
+        for name, p in trainer.state.model.named_parameters()
+    }
     parts: list = [None] * dist.get_world_size()
     dist.all_gather_object(parts, (place, mine))
     by_place, whole = dict(parts), {}
     for stage in reversed(range(mesh.size("pipeline"))):
         for name, (placement, _) in by_place[stage, 0, 0].items():
-            slices = [torch.cat([by_place[stage, d, t][name][1] for d in range(mesh.size("data"))])
-                      for t in range(mesh.size("tensor"))]
+            slices = [
+                torch.cat([by_place[stage, d, t][name][1] for d in range(mesh.size("data"))])
+                for t in range(mesh.size("tensor"))
+            ]
             if placement.is_replicate():
-                assert all(torch.equal(piece, slices[0]) for piece in slices), f"{name} differs between tensor ranks"
-            whole[name] = slices[0] if placement.is_replicate() else torch.cat(slices, dim=placement.dim)
+                assert all(torch.equal(piece, slices[0]) for piece in slices), (
+                    f"{name} differs between tensor ranks"
+                )
+            whole[name] = (
+                slices[0] if placement.is_replicate() else torch.cat(slices, dim=placement.dim)
+            )
     return whole
 
 
@@ -50,7 +59,9 @@ def trajectory(config, steps: int = 3):
     loss, norm = trainer.gradients(samples)
     gradients = whole_gradients(trainer)
     taken = [trainer.step(samples) for _ in range(steps)]
-    figures = [loss, norm.item()] + [step[key] for step in taken for key in ("lm_loss", "grad_norm")]
+    figures = [loss, norm.item()] + [
+        step[key] for step in taken for key in ("lm_loss", "grad_norm")
+    ]
     return gradients, figures + [trainer.evaluate(RandomText(length=13))["validation_loss"]]
 
 
@@ -98,10 +109,16 @@ def test_dropout_really_drops(alone):
 @pytest.mark.parametrize("data", [1, 2, 4])
 @pytest.mark.parametrize("micro", [1, 2, 4])
 def test_unequal_loss_masks_weigh_tokens_not_micro_batches(ranks, alone, data, micro):
-    config = TINY.replace(micro_batch_size=micro) if micro * data <= 8 else TINY.replace(
-        micro_batch_size=micro, global_batch_size=16)
-    expected = alone[TINY][1] if config.training.global_batch_size == 8 else ranks.run(
-        1, trajectory, TINY.replace(global_batch_size=16))[1]
+    config = (
+        TINY.replace(micro_batch_size=micro)
+        if micro * data <= 8
+        else TINY.replace(micro_batch_size=micro, global_batch_size=16)
+    )
+    expected = (
+        alone[TINY][1]
+        if config.training.global_batch_size == 8
+        else ranks.run(1, trajectory, TINY.replace(global_batch_size=16))[1]
+    )
     assert ranks.run(data, trajectory, config)[1] == pytest.approx(expected, rel=1e-5)
 
 
@@ -178,7 +195,9 @@ def evaluation(config, samples: int):
     return build_trainer(config).evaluate(RandomText(length=samples))
 
 
-@pytest.mark.parametrize("layout", [Layout(), Layout(pipeline=2), Layout(data=2), Layout(2, 2, 2, True)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [Layout(), Layout(pipeline=2), Layout(data=2), Layout(2, 2, 2, True)], ids=str
+)
 def test_an_indivisible_evaluation_counts_each_sample_once(ranks, layout):
     figures = ranks.run(layout.ranks, evaluation, layout.of(TINY), 13)
     model = GPT2(TINY.model)
@@ -198,11 +217,17 @@ def collectives_of_a_step(config) -> dict[str, int]:
         def call(*arguments, **options):
             counts[kind] += 1
             return function(*arguments, **options)
+
         return call
 
     trainer, samples = build_trainer(config), RandomText()
     trainer.step(samples)
-    names = [(n, k) for k in counts for n in (f"{k}_single", f"{k}_tensor", f"{k}_into_tensor") if hasattr(dist, n)]
+    names = [
+        (n, k)
+        for k in counts
+        for n in (f"{k}_single", f"{k}_tensor", f"{k}_into_tensor")
+        if hasattr(dist, n)
+    ]
     kept = {name: getattr(dist, name) for name, _ in names}
     try:
         for name, kind in names:
@@ -230,4 +255,6 @@ def test_bf16_follows_float32_within_the_spread_of_its_rounding(ranks, alone):
     """bf16 keeps 8 bits, a relative rounding of 2**-9 an operation; through 8 layers a loss stays within 2%."""
     float32 = alone[TINY][1][2:8:2]
     for layout in (Layout(), Layout(2, 2, 2)):
-        assert ranks.run(layout.ranks, losses, layout.of(TINY.replace(bf16=True))) == pytest.approx(float32, rel=2e-2)
+        assert ranks.run(layout.ranks, losses, layout.of(TINY.replace(bf16=True))) == pytest.approx(
+            float32, rel=2e-2
+        )

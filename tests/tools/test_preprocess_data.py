@@ -20,7 +20,11 @@ ARTICLE = (
     "<Abstract><AbstractText>Gout number {n}.</AbstractText></Abstract></Article>"
     "</MedlineCitation></PubmedArticle>\n"
 )
-PUBMED = "<PubmedArticleSet>\n" + "".join(ARTICLE.format(n=n) for n in range(1500)) + "</PubmedArticleSet>"
+PUBMED = (
+    "<PubmedArticleSet>\n"
+    + "".join(ARTICLE.format(n=n) for n in range(1500))
+    + "</PubmedArticleSet>"
+)
 PAGE = (
     '<Document id="{n}" source="S"><Focus>F{n}</Focus><QAPairs><QAPair><Question qtype="x">What is F{n} ?'
     "</Question><Answer>It is {n}.</Answer></QAPair><QAPair><Question>Why F{n} ?</Question><Answer/>"
@@ -35,7 +39,12 @@ def tokenizer(tmp_path_factory) -> tuple[Tokenizer, list[str]]:
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer = train_bpe(iter([PUBMED, MEDQUAD]), 300)
     tokenizer.save(folder)
-    return tokenizer, ["--vocab-file", str(folder / "vocab.json"), "--merge-file", str(folder / "merges.txt")]
+    return tokenizer, [
+        "--vocab-file",
+        str(folder / "vocab.json"),
+        "--merge-file",
+        str(folder / "merges.txt"),
+    ]
 
 
 def run(tool, *args):
@@ -48,8 +57,17 @@ def test_pubmed_becomes_one_shard_whatever_the_workers(tmp_path, tokenizer):
     file = tmp_path / "pubmed.xml.gz"
     file.write_bytes(gzip.compress(PUBMED.encode()))
     for workers in (1, 3):
-        done = run("preprocess_data", "--input", file, "--output_prefix", tmp_path / f"out{workers}/p",
-                   "--append-eod", "--workers", workers, *flags)
+        done = run(
+            "preprocess_data",
+            "--input",
+            file,
+            "--output_prefix",
+            tmp_path / f"out{workers}/p",
+            "--append-eod",
+            "--workers",
+            workers,
+            *flags,
+        )
         assert (done.returncode, done.stderr) == (0, "")
         assert "1500 documents" in done.stdout and "dropped   nothing" in done.stdout
     names = ["p_text_document.bin", "p_text_document.idx", "p_text_document.meta.json"]
@@ -69,8 +87,17 @@ def test_a_key_of_jsonl_becomes_a_shard(tmp_path, tokenizer):
     ours, flags = tokenizer
     file = tmp_path / "a.jsonl"
     file.write_text('{"title": "T", "body": "B <|endoftext|>"}\n{"title": "U", "body": ""}\n')
-    done = run("preprocess_data", "--input", tmp_path, "--output-prefix", tmp_path / "p",
-               "--json-keys", "title", "body", *flags)
+    done = run(
+        "preprocess_data",
+        "--input",
+        tmp_path,
+        "--output-prefix",
+        tmp_path / "p",
+        "--json-keys",
+        "title",
+        "body",
+        *flags,
+    )
     assert done.returncode == 0, done.stderr
     assert "1 empty text" in done.stdout and "--append-eod" in done.stdout
     assert IndexedDataset(tmp_path / "p_title_document").num_documents == 2
@@ -82,7 +109,16 @@ def test_medquad_becomes_three_splits_of_prompts_and_answers(tmp_path, tokenizer
     ours, flags = tokenizer
     file = tmp_path / "m.xml"
     file.write_text(MEDQUAD)
-    done = run("preprocess_data", "--input", file, "--output-prefix", tmp_path / "m", "--split", "2,1,1", *flags)
+    done = run(
+        "preprocess_data",
+        "--input",
+        file,
+        "--output-prefix",
+        tmp_path / "m",
+        "--split",
+        "2,1,1",
+        *flags,
+    )
     assert done.returncode == 0, done.stderr
     assert "200 no answer" in done.stdout
     total = 0
@@ -97,7 +133,14 @@ def test_medquad_becomes_three_splits_of_prompts_and_answers(tmp_path, tokenizer
         total += len(pairs)
     assert total == 200
 
-    done = run("preprocess_data", "--input", tmp_path / "m_valid.jsonl", "--output-prefix", tmp_path / "q", *flags)
+    done = run(
+        "preprocess_data",
+        "--input",
+        tmp_path / "m_valid.jsonl",
+        "--output-prefix",
+        tmp_path / "q",
+        *flags,
+    )
     assert done.returncode == 0, done.stderr
     again, before = (tmp_path / name for name in ("q_qa_document.bin", "m_valid_qa_document.bin"))
     assert again.read_bytes() == before.read_bytes()
@@ -105,8 +148,16 @@ def test_medquad_becomes_three_splits_of_prompts_and_answers(tmp_path, tokenizer
 
 def test_an_empty_split_writes_no_shard_and_says_so(tmp_path, tokenizer):
     (tmp_path / "m.xml").write_text(MEDQUAD)
-    done = run("preprocess_data", "--input", tmp_path / "m.xml", "--output-prefix", tmp_path / "m",
-               "--split", "90,10,0", *tokenizer[1])
+    done = run(
+        "preprocess_data",
+        "--input",
+        tmp_path / "m.xml",
+        "--output-prefix",
+        tmp_path / "m",
+        "--split",
+        "90,10,0",
+        *tokenizer[1],
+    )
     assert done.returncode == 0 and "test is empty: no shard" in done.stdout
     assert not list(tmp_path.glob("m_test*"))
 
@@ -116,7 +167,10 @@ BAD = {
     "empty file": (b"", "is empty"),
     "truncated gzip": (gzip.compress(PUBMED.encode())[:-100], "gzip stream ends early"),
     "malformed XML": (PUBMED.replace("Gout number 1400.", "<b>").encode(), "PMID 1399"),
-    "JSONL line without the key": (b'{"text": "a"}\n' * 1200 + b'{"txt": "a"}\n', "line 1201: no key 'text'"),
+    "JSONL line without the key": (
+        b'{"text": "a"}\n' * 1200 + b'{"txt": "a"}\n',
+        "line 1201: no key 'text'",
+    ),
     "JSONL line that is no JSON": (b'{"text": "a"}\n{"text": \n', "line 2"),
     "zero documents": (b'{"text": ""}\n', "no document in"),
     "entities": (b'<!DOCTYPE a [<!ENTITY b "c">]>' + PUBMED.encode(), "declares XML entities"),
@@ -132,7 +186,14 @@ def test_an_error_is_three_lines_and_leaves_nothing(tmp_path, tokenizer, name):
     if content is not None:
         file.write_bytes(content)
     before = sorted(tmp_path.rglob("*"))
-    done = run("preprocess_data", "--input", file, "--output-prefix", tmp_path / "new/folder/p", *tokenizer[1])
+    done = run(
+        "preprocess_data",
+        "--input",
+        file,
+        "--output-prefix",
+        tmp_path / "new/folder/p",
+        *tokenizer[1],
+    )
     assert done.returncode == 2
     first, second, third = done.stderr.splitlines()
     assert first.startswith("error: ") and what in first
@@ -144,9 +205,15 @@ def test_an_error_is_three_lines_and_leaves_nothing(tmp_path, tokenizer, name):
     ("args", "what"),
     [
         (["--input", "{dir}"], "--output-prefix"),
-        (["--input", "{dir}", "--output-prefix", "{dir}/p"], "vocab_file and merge_file are not given"),
+        (
+            ["--input", "{dir}", "--output-prefix", "{dir}/p"],
+            "vocab_file and merge_file are not given",
+        ),
         (["--input", "{dir}", "--output-prefix", "{dir}/p", "{flags}"], "holds texts"),
-        (["--input", "{dir}", "--output-prefix", "{dir}/p", "--split", "1,2"], "three whole shares"),
+        (
+            ["--input", "{dir}", "--output-prefix", "{dir}/p", "--split", "1,2"],
+            "three whole shares",
+        ),
         (["--input", "{dir}", "--output-prefix", "{dir}/p", "--worker", "2", "--x"], "--x"),
         (["--input", "{dir}", "--output-prefix", "{dir}/p", "--workers", "-1"], "workers=-1"),
     ],
@@ -163,12 +230,37 @@ def test_a_bad_command_line_is_named(tmp_path, tokenizer, args, what):
 def test_train_tokenizer_writes_what_preprocess_data_reads(tmp_path):
     (tmp_path / "m.xml").write_text(MEDQUAD)
     folder = tmp_path / "tokenizer"
-    done = run("train_tokenizer", "--input", tmp_path / "m.xml", "--vocab-size", 290, "--output-dir", folder)
+    done = run(
+        "train_tokenizer",
+        "--input",
+        tmp_path / "m.xml",
+        "--vocab-size",
+        290,
+        "--output-dir",
+        folder,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "290 tokens from 200 documents" in done.stdout
     assert Tokenizer.from_file(folder).vocab_size == 290
-    done = run("preprocess_data", "--input", tmp_path / "m.xml", "--output-prefix", tmp_path / "m",
-               "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", folder)
+    done = run(
+        "preprocess_data",
+        "--input",
+        tmp_path / "m.xml",
+        "--output-prefix",
+        tmp_path / "m",
+        "--tokenizer-type",
+        "HuggingFaceTokenizer",
+        "--tokenizer-model",
+        folder,
+    )
     assert done.returncode == 0, done.stderr
-    done = run("train_tokenizer", "--input", tmp_path / "none", "--vocab-size", 290, "--output-dir", tmp_path / "x")
+    done = run(
+        "train_tokenizer",
+        "--input",
+        tmp_path / "none",
+        "--vocab-size",
+        290,
+        "--output-dir",
+        tmp_path / "x",
+    )
     assert done.returncode == 2 and "cannot read" in done.stderr and not (tmp_path / "x").exists()
