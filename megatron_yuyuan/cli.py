@@ -1,4 +1,5 @@
-"""Command lines: flags generated from `config.py`, Megatron-LM's names, and errors a person can act on."""
+"""Command lines: flags generated from `config.py`, Megatron-LM's names, and errors a person can act
+on."""
 
 import argparse
 import hashlib
@@ -13,12 +14,59 @@ from megatron_yuyuan.config import Config, config_fields, load_toml, nearest
 from megatron_yuyuan.errors import ConfigError, YuyuanError
 
 NOT_YET = frozenset(
-    ["--context-parallel-size", "--num-layers-per-virtual-pipeline-stage", "--rampup-batch-size", "--train-samples", "--use-distributed-optimizer", "--fp16", "--loss-scale", "--initial-loss-scale", "--loss-scale-window", "--hysteresis", "--data-cache-path", "--num-workers", "--eod-mask-loss", "--reset-position-ids", "--reset-attention-mask", "--untie-embeddings-and-output-weights", "--save-retain-interval", "--no-load-rng", "--async-save", "--verify-integrity", "--exit-signal-handler", "--exit-signal", "--exit-duration-in-mins", "--exit-interval", "--log-throughput", "--log-progress", "--tensorboard-dir", "--wandb-project", "--iterations-to-skip", "--check-for-nan-in-loss-and-grad", "--deterministic-mode", "--recompute-activations", "--recompute-granularity", "--recompute-method", "--lr-warmup-samples", "--lr-decay-samples"]
+    [
+        "--context-parallel-size",
+        "--num-layers-per-virtual-pipeline-stage",
+        "--rampup-batch-size",
+        "--train-samples",
+        "--use-distributed-optimizer",
+        "--fp16",
+        "--loss-scale",
+        "--initial-loss-scale",
+        "--loss-scale-window",
+        "--hysteresis",
+        "--data-cache-path",
+        "--num-workers",
+        "--eod-mask-loss",
+        "--reset-position-ids",
+        "--reset-attention-mask",
+        "--untie-embeddings-and-output-weights",
+        "--save-retain-interval",
+        "--no-load-rng",
+        "--async-save",
+        "--verify-integrity",
+        "--exit-signal-handler",
+        "--exit-signal",
+        "--exit-duration-in-mins",
+        "--exit-interval",
+        "--log-throughput",
+        "--log-progress",
+        "--tensorboard-dir",
+        "--wandb-project",
+        "--iterations-to-skip",
+        "--check-for-nan-in-loss-and-grad",
+        "--deterministic-mode",
+        "--recompute-activations",
+        "--recompute-granularity",
+        "--recompute-method",
+        "--lr-warmup-samples",
+        "--lr-decay-samples",
+    ]
 )
 """Megatron-LM flags whose feature is planned here and not built: refused, never ignored."""
 
 NO_EFFECT = frozenset(
-    ["--use-mcore-models", "--no-gradient-accumulation-fusion", "--use-flash-attn", "--overlap-grad-reduce", "--overlap-param-gather", "--manual-gc", "--no-masked-softmax-fusion", "--no-create-attention-mask-in-dataloader", "--use-cpu-initialization"]
+    [
+        "--use-mcore-models",
+        "--no-gradient-accumulation-fusion",
+        "--use-flash-attn",
+        "--overlap-grad-reduce",
+        "--overlap-param-gather",
+        "--manual-gc",
+        "--no-masked-softmax-fusion",
+        "--no-create-attention-mask-in-dataloader",
+        "--use-cpu-initialization",
+    ]
 )
 """Megatron-LM flags without a value that change nothing here: accepted, and said so."""
 
@@ -52,7 +100,8 @@ class ArgumentParser(argparse.ArgumentParser):
 def parse_config(description: str, args: Sequence[str] | None = None) -> Config:
     """Read defaults, then every --config FILE.toml in order, then the flags; a later one wins.
 
-    Raises ConfigError. `--print-config` prints the result as TOML and ends the process with status 0.
+    Raises ConfigError. `--print-config` prints the result as TOML and ends the process with status
+    0.
     """
     parser = ArgumentParser(
         description=description,
@@ -139,15 +188,15 @@ def _field_documentation() -> dict[str, str]:
         if isinstance(node, ast.ClassDef):
             for declared, below in zip(node.body, node.body[1:], strict=False):
                 if isinstance(declared, ast.AnnAssign) and isinstance(below, ast.Expr):
-                    documented[declared.target.id] = below.value.value
+                    documented[declared.target.id] = " ".join(below.value.value.split())
     return documented
 
 
 def run_command(main: Callable[[], None]) -> None:
     """Run a command and turn its end into an exit status.
 
-    0 done; 1 our own bug, with traceback; 2 something a person must change, in three lines on stderr, printed once
-    per job. `--debug` on the command line adds the traceback.
+    0 done; 1 our own bug, with traceback; 2 something a person must change, in three lines on
+    stderr, printed once per job. `--debug` on the command line adds the traceback.
     """
     try:
         main()

@@ -1,6 +1,8 @@
-"""Every knob, once: its name, type, default and meaning. Flags and TOML files are generated from these classes.
+"""Every knob, once: its name, type, default and meaning. Flags and TOML files are generated from
+these classes.
 
-The names are Megatron-LM's arguments. A TOML file groups them in tables named as the fields of `Config`.
+The names are Megatron-LM's arguments. A TOML file groups them in tables named as the fields of
+`Config`.
 """
 
 import dataclasses
@@ -11,12 +13,14 @@ from pathlib import Path
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
 
 IGNORE = -100
-"""The label of a token that is not learned: a prompt, padding. torch's own default for cross entropy."""
+"""The label of a token that is not learned: a prompt, padding. torch's own default for cross
+entropy."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of the one GPT-2. Left at 0, the shape is read from the checkpoint that is loaded."""
+    """The shape of the one GPT-2. Left at 0, the shape is read from the checkpoint that is
+    loaded."""
 
     num_layers: int = 0
     """Transformer blocks."""
@@ -33,7 +37,8 @@ class ModelConfig:
     make_vocab_size_divisible_by: int = 128
     """The embedding has vocab_size rounded up to a multiple of this, whatever the layout."""
     init_method_std: float = 0.02
-    """Standard deviation of the initial weights; projections into the residual stream: / sqrt(2 * num_layers)."""
+    """Standard deviation of the initial weights; projections into the residual stream: / sqrt(2 *
+    num_layers)."""
     layernorm_epsilon: float = 1e-5
     """Added to the variance in every LayerNorm."""
     hidden_dropout: float = 0.0
@@ -59,7 +64,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How one model is laid over the ranks of a job: pipeline x data x tensor. The data size is what is left."""
+    """How one model is laid over the ranks of a job: pipeline x data x tensor. The data size is
+    what is left."""
 
     tensor_model_parallel_size: int = 1
     """Ranks that share each matrix. Divides num_attention_heads and the padded vocabulary."""
@@ -80,7 +86,8 @@ class DataConfig:
     """Which tokens are read, and which tokenizer made them."""
 
     data_path: tuple[str, ...] = ()
-    """Prefix of a .bin/.idx shard that is divided by `split` into training, validation and test documents."""
+    """Prefix of a .bin/.idx shard that is divided by `split` into training, validation and test
+    documents."""
     train_data_path: tuple[str, ...] = ()
     """Prefix of a shard that is all training (instead of data_path)."""
     valid_data_path: tuple[str, ...] = ()
@@ -141,7 +148,8 @@ class TrainingConfig:
     micro_batch_size: int = 1
     """Samples of one forward pass on one data rank."""
     global_batch_size: int = 0
-    """Samples of one optimizer step over all ranks. 0 means micro_batch_size times the data ranks."""
+    """Samples of one optimizer step over all ranks. 0 means micro_batch_size times the data
+    ranks."""
     train_iters: int = 0
     """Optimizer steps (or give epochs)."""
     epochs: float = 0.0
@@ -163,7 +171,8 @@ class CheckpointConfig:
     """What is written where, and what the run starts from."""
 
     save: str = ""
-    """Run directory: checkpoints, config.toml, tokenizer, metrics.jsonl. A run continues from what it finds here."""
+    """Run directory: checkpoints, config.toml, tokenizer, metrics.jsonl. A run continues from what
+    it finds here."""
     save_interval: int = 1000
     """Iterations between checkpoints; the last iteration is always saved."""
     load: str = ""
@@ -171,7 +180,8 @@ class CheckpointConfig:
     ckpt_step: int = 0
     """Iteration to load. 0 means the latest."""
     finetune: bool = False
-    """Take only the weights of `load` and begin at iteration 0, unless `save` already holds a checkpoint."""
+    """Take only the weights of `load` and begin at iteration 0, unless `save` already holds a
+    checkpoint."""
     no_load_optim: bool = False
     """Load weights and position in the data but a fresh optimizer."""
 
@@ -188,7 +198,8 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     def replace(self, **changes) -> "Config":
-        """A copy with single fields changed by name, whatever their group: replace(hidden_size=64, lr=1e-3)."""
+        """A copy with single fields changed by name, whatever their group: replace(hidden_size=64,
+        lr=1e-3)."""
         groups = {}
         for group in dataclasses.fields(self):
             current = getattr(self, group.name)
@@ -244,7 +255,8 @@ def _toml_value(value) -> str:
 
 
 def config_fields() -> dict[str, tuple[str, dataclasses.Field]]:
-    """Field name -> (group, field), over all groups. Names are unique, so that a flag needs no prefix."""
+    """Field name -> (group, field), over all groups. Names are unique, so that a flag needs no
+    prefix."""
     return {
         f.name: (group.name, f)
         for group in dataclasses.fields(Config)
@@ -253,7 +265,8 @@ def config_fields() -> dict[str, tuple[str, dataclasses.Field]]:
 
 
 def flatten(groups: dict, source: str) -> dict:
-    """Tables of a TOML file -> {field name: value}, with every table, name and type checked. Raises ConfigError."""
+    """Tables of a TOML file -> {field name: value}, with every table, name and type checked. Raises
+    ConfigError."""
     fields, values = config_fields(), {}
     for table, entries in groups.items():
         if table not in {group for group, _ in fields.values()}:
@@ -335,7 +348,8 @@ def load_toml(path: str | Path) -> dict:
 def validate(config: Config, world_size: int) -> None:
     """Refuse, all at once, what cannot work on `world_size` ranks. Raises ConfigErrors.
 
-    Called once the shape of the model is known (from flags or a checkpoint) and before any process group exists.
+    Called once the shape of the model is known (from flags or a checkpoint) and before any process
+    group exists.
     """
     m, p, d, t, o = config.model, config.parallel, config.data, config.training, config.optimizer
     tensor, pipeline = p.tensor_model_parallel_size, p.pipeline_model_parallel_size

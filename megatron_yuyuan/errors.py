@@ -26,7 +26,8 @@ class ConfigError(YuyuanError):
 
 
 class ConfigErrors(ConfigError):
-    """Several configuration errors found in one pass, so that a person mends them in one pass too."""
+    """Several configuration errors found in one pass, so that a person mends them in one pass
+    too."""
 
     def __init__(self, problems: list[ConfigError]):
         Exception.__init__(self, *problems)

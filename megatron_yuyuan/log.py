@@ -1,4 +1,5 @@
-"""What a run says: lines on the console of rank 0, and one JSON object per event in SAVE/metrics.jsonl."""
+"""What a run says: lines on the console of rank 0, and one JSON object per event in
+SAVE/metrics.jsonl."""
 
 import json
 from datetime import datetime
@@ -11,8 +12,9 @@ SCHEMA = 1
 class Log:
     """The voice of a job. Only rank 0 speaks; every other rank holds a silent one.
 
-    An object of metrics.jsonl has `event` (step, evaluation, save, restart) and `schema`. Floats are written with
-    repr, so that equal strings mean equal bits. A line is written and flushed whole; a killed run may cut the last.
+    An object of metrics.jsonl has `event` (step, evaluation, save, restart) and `schema`. Floats
+    are written with repr, so that equal strings mean equal bits. A line is written and flushed
+    whole; a killed run may cut the last.
     """
 
     def __init__(self, directory: str | Path | None, speaks: bool):
@@ -56,7 +58,8 @@ class Log:
 
 
 def read_metrics(path: str | Path, event: str) -> list[dict]:
-    """The objects of one event as a reader wants them: what a restart took back is left out, a cut line skipped."""
+    """The objects of one event as a reader wants them: what a restart took back is left out, a cut
+    line skipped."""
     kept: list[dict] = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:

@@ -1,4 +1,5 @@
-"""The whole program on one page: pretraining and finetuning are the same run over two kinds of samples.
+"""The whole program on one page: pretraining and finetuning are the same run over two kinds of
+samples.
 
     configuration -> tokenizer -> where to start from -> samples -> mesh -> divided model -> steps
 
@@ -86,8 +87,9 @@ class Origin:
 def starting_point(checkpoint: CheckpointConfig) -> Origin | None:
     """Which checkpoint to begin with; None means fresh weights. Raises ConfigError and DataError.
 
-    --load DIR continues what is there, or ends the run. With --finetune its weights begin a new run, which a restart
-    continues from --save. Without --load a run continues from --save, or begins fresh.
+    --load DIR continues what is there, or ends the run. With --finetune its weights begin a new
+    run, which a restart continues from --save. Without --load a run continues from --save, or
+    begins fresh.
     """
     own = find_checkpoint(checkpoint.save) if checkpoint.save else None
     if checkpoint.finetune and own is None:
@@ -105,7 +107,8 @@ def starting_point(checkpoint: CheckpointConfig) -> Origin | None:
 
 
 def run_tokenizer(config: Config, origin: Origin | None) -> Tokenizer:
-    """The tokenizer that is configured, or else the one that came with the checkpoint; it must be the checkpoint's."""
+    """The tokenizer that is configured, or else the one that came with the checkpoint; it must be
+    the checkpoint's."""
     data = config.data
     configured = data.tokenizer_model or data.vocab_file or data.merge_file
     if configured or origin is None:
@@ -123,7 +126,8 @@ def run_tokenizer(config: Config, origin: Origin | None) -> Tokenizer:
 
 
 def resolve_model(config: Config, tokenizer: Tokenizer, origin: Origin | None) -> Config:
-    """Fill in the parts of the model's shape that were left at 0. Raises ConfigError where a checkpoint differs."""
+    """Fill in the parts of the model's shape that were left at 0. Raises ConfigError where a
+    checkpoint differs."""
     given = config.model
     vocab_size = given.vocab_size or tokenizer.vocab_size
     if vocab_size < tokenizer.vocab_size:
@@ -214,7 +218,8 @@ def question_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dat
 
 
 def open_shard(prefixes: tuple[str, ...], flag: str, tokenizer: Tokenizer) -> IndexedDataset:
-    """The one shard a flag names, checked against the tokenizer. Raises ConfigError and DataError."""
+    """The one shard a flag names, checked against the tokenizer. Raises ConfigError and
+    DataError."""
     if len(prefixes) != 1:
         what = "several shards are not yet supported" if prefixes else "no shard"
         raise ConfigError(

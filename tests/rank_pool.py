@@ -1,7 +1,7 @@
 """Processes that play the ranks of a job, forked from one server that has imported torch already.
 
-Starting eight torch processes costs many seconds, forking them a fraction of one. Each call gets fresh processes and a
-process group of its own, because torch keeps names of groups that are gone.
+Starting eight torch processes costs many seconds, forking them a fraction of one. Each call gets
+fresh processes and a process group of its own, because torch keeps names of groups that are gone.
 """
 
 import importlib.util
@@ -16,7 +16,8 @@ import traceback
 from pathlib import Path
 
 CALL_LIMIT = 120.0
-"""Seconds a call may take before its processes are killed and the test fails: a hang is a failure."""
+"""Seconds a call may take before its processes are killed and the test fails: a hang is a
+failure."""
 
 
 class RankPool:
@@ -27,10 +28,11 @@ class RankPool:
         self._context.set_forkserver_preload(["pytest", "megatron_yuyuan.run"])
 
     def run(self, ranks: int, function, *arguments):
-        """Call `function(*arguments)` on every rank of a fresh gloo process group; return rank 0's result.
+        """Call `function(*arguments)` on every rank of a fresh gloo process group; return rank 0's
+        result.
 
-        The function must stand at the top level of its file. An exception on any rank is raised here, with that
-        rank's traceback.
+        The function must stand at the top level of its file. An exception on any rank is raised
+        here, with that rank's traceback.
         """
         place = (function.__code__.co_filename, function.__name__)
         with tempfile.TemporaryDirectory() as directory:

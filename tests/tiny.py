@@ -39,7 +39,8 @@ class Layout(NamedTuple):
         return self.pipeline * self.data * self.tensor
 
     def of(self, config: Config) -> Config:
-        """This layout of a configuration, with as many micro batches as stages (two at least, if the batch allows)."""
+        """This layout of a configuration, with as many micro batches as stages (two at least, if
+        the batch allows)."""
         share = config.training.global_batch_size // self.data
         return config.replace(
             tensor_model_parallel_size=self.tensor,
@@ -53,7 +54,8 @@ class Layout(NamedTuple):
 
 
 def all_layouts(*sizes: int) -> list[Layout]:
-    """Every layout of so many ranks, with and without sequence parallelism where there is a tensor axis."""
+    """Every layout of so many ranks, with and without sequence parallelism where there is a tensor
+    axis."""
     found = []
     for ranks in sizes:
         for pipeline, data in itertools.product(range(1, ranks + 1), repeat=2):
@@ -67,7 +69,8 @@ def all_layouts(*sizes: int) -> list[Layout]:
 
 
 class RandomText:
-    """Random tokens; sample i has very unequal loss masks: sample 0 learns all, others down to a single token."""
+    """Random tokens; sample i has very unequal loss masks: sample 0 learns all, others down to a
+    single token."""
 
     def __init__(self, config: Config = TINY, length: int = 64):
         self.vocab_size, self.seq_length, self.length = (

@@ -1,10 +1,12 @@
-"""Turn a run's checkpoint into a Hugging Face directory, or a Hugging Face GPT-2 into a run to start from.
+"""Turn a run's checkpoint into a Hugging Face directory, or a Hugging Face GPT-2 into a run to
+start from.
 
     python tools/convert_checkpoint.py --to hf --load RUN --save DIR [--ckpt-step N] [--dtype bfloat16]
     python tools/convert_checkpoint.py --from hf --load HF_DIR --save RUN
 
-An export opens with transformers and with --load of this package's tools; what it computes is compared with the
-checkpoint before it appears. An import is a checkpoint of iteration 0: pass it as --load RUN --finetune.
+An export opens with transformers and with --load of this package's tools; what it computes is
+compared with the checkpoint before it appears. An import is a checkpoint of iteration 0: pass it as
+--load RUN --finetune.
 """
 
 import argparse
@@ -15,7 +17,8 @@ from megatron_yuyuan.errors import ConfigError
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Read the command line, convert, say what was written. Raises ConfigError, DataError, UnsafeError."""
+    """Read the command line, convert, say what was written. Raises ConfigError, DataError,
+    UnsafeError."""
     parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -2,9 +2,9 @@
 
     python tools/evaluate_qa.py --load RUN --data medquad.test.jsonl --limit 100 --output answers.jsonl
 
-Every line of --data is {"question": ..., "answer": ...}, as tools/preprocess_data.py writes it for held-out pairs.
-Printed: BLEU-1 to BLEU-4 with their protocol, exact match, some answers. --output gets question, reference and answer
-of every pair.
+Every line of --data is {"question": ..., "answer": ...}, as tools/preprocess_data.py writes it for
+held-out pairs. Printed: BLEU-1 to BLEU-4 with their protocol, exact match, some answers. --output
+gets question, reference and answer of every pair.
 """
 
 import argparse

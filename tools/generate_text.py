@@ -12,7 +12,8 @@ from megatron_yuyuan.evaluate.arguments import add_model_arguments, add_sampling
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Read the command line, print the continuation or the answer. Raises ConfigError, DataError, UnsafeError."""
+    """Read the command line, print the continuation or the answer. Raises ConfigError, DataError,
+    UnsafeError."""
     parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

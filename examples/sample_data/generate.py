@@ -82,7 +82,7 @@ def abstract(sentences: list[str], labelled: bool) -> list[str]:
     return [
         f'<AbstractText Label="{label}" NlmCategory="{category}">'
         f"{' '.join(sentences[start:stop])}</AbstractText>"
-        for (label, category), start, stop in zip(SECTIONS, bounds, bounds[1:])
+        for (label, category), start, stop in zip(SECTIONS, bounds, bounds[1:], strict=False)
     ]
 
 

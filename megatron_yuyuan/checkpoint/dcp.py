@@ -1,4 +1,5 @@
-"""Our checkpoint on disk: torch's distributed checkpoint (DCP) for tensors, JSON for everything else.
+"""Our checkpoint on disk: torch's distributed checkpoint (DCP) for tensors, JSON for everything
+else.
 
     SAVE/latest_checkpointed_iteration.txt      the newest one's number, Megatron-LM's file
     SAVE/iter_0000500/*.distcp, .metadata       tensors by name: model.NAME, exp_avg.NAME, exp_avg_sq.NAME
@@ -6,8 +7,8 @@
                                                 template, random key, order of the data
     SAVE/iter_0000500/manifest.json             size and sha256 of every other file; written last
 
-A checkpoint is written as iter_0000500.tmp and renamed when whole. Tensors carry their global shape, so any layout
-loads what any layout saved. docs/checkpoint_format.md has the details.
+A checkpoint is written as iter_0000500.tmp and renamed when whole. Tensors carry their global
+shape, so any layout loads what any layout saved. docs/checkpoint_format.md has the details.
 """
 
 import hashlib
@@ -61,7 +62,8 @@ def checkpoint_path(directory: str | Path, iteration: int) -> Path:
 
 
 def find_checkpoint(directory: str | Path, iteration: int | None = None) -> Path | None:
-    """The whole checkpoint of an iteration; without one, what the tracker names, or else the newest whole; or None.
+    """The whole checkpoint of an iteration; without one, what the tracker names, or else the newest
+    whole; or None.
 
     Whole means that it has its manifest, which is written last.
     """
@@ -97,7 +99,8 @@ def require_checkpoint(directory: str | Path, iteration: int | None = None) -> P
 
 
 def read_state(path: Path) -> dict:
-    """state.json of a checkpoint. Raises DataError: unreadable, or written by another version of the format."""
+    """state.json of a checkpoint. Raises DataError: unreadable, or written by another version of
+    the format."""
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -122,7 +125,8 @@ def describe_run(
     optimizer: bool = True,
     template: QuestionTemplate = TEMPLATE,
 ) -> dict:
-    """What state.json says of a run beside format and iteration. optimizer: the moments are in the checkpoint."""
+    """What state.json says of a run beside format and iteration. optimizer: the moments are in the
+    checkpoint."""
     return {
         "consumed_samples": consumed_samples,
         "optimizer": optimizer,
@@ -137,10 +141,12 @@ def describe_run(
 def save_checkpoint(
     directory: str | Path, iteration: int, tensors: dict[str, Tensor], document: dict
 ) -> Path:
-    """Write one checkpoint, on every rank of the job together (or by one process without a process group).
+    """Write one checkpoint, on every rank of the job together (or by one process without a process
+    group).
 
-    tensors: by name, DTensors or plain; document: the rest of state.json. Atomic: nothing that looks whole exists
-    before everything is on the disk. Raises DataError on the rank that could not write.
+    tensors: by name, DTensors or plain; document: the rest of state.json. Atomic: nothing that
+    looks whole exists before everything is on the disk. Raises DataError on the rank that could not
+    write.
     """
     final = checkpoint_path(directory, iteration)
     partial = final.with_name(final.name + ".tmp")
@@ -181,10 +187,11 @@ def save_checkpoint(
 
 
 def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill `tensors` in place, each as it lies here, from a checkpoint of any layout. Every name must be there.
+    """Fill `tensors` in place, each as it lies here, from a checkpoint of any layout. Every name
+    must be there.
 
-    The files are checked against the manifest first, shared among the ranks. Raises DataError (damaged, a name or
-    shape that does not fit) and UnsafeError (metadata that would run code).
+    The files are checked against the manifest first, shared among the ranks. Raises DataError
+    (damaged, a name or shape that does not fit) and UnsafeError (metadata that would run code).
     """
     _verify(path)
     try:
@@ -209,7 +216,8 @@ def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """Opens DCP's own .metadata, a pickle, and nothing in it but the classes that describe tensors."""
+    """Opens DCP's own .metadata, a pickle, and nothing in it but the classes that describe
+    tensors."""
 
     def find_class(self, module: str, name: str):
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
@@ -247,7 +255,8 @@ def _digests(path: Path) -> dict[str, dict]:
 
 
 def _verify(path: Path) -> None:
-    """Compare a checkpoint's files with its manifest. Raises DataError on every rank, naming each file at fault."""
+    """Compare a checkpoint's files with its manifest. Raises DataError on every rank, naming each
+    file at fault."""
     try:
         expected = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         found = _digests(path)
@@ -269,7 +278,8 @@ def _verify(path: Path) -> None:
 
 
 def _publish(partial: Path, final: Path) -> None:
-    """Put a whole directory under its name: every file and the directory itself on the disk first."""
+    """Put a whole directory under its name: every file and the directory itself on the disk
+    first."""
     for entry in (*partial.iterdir(), partial):
         descriptor = os.open(entry, os.O_RDONLY)
         os.fsync(descriptor)

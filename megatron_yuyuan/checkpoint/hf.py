@@ -1,7 +1,7 @@
 """Export to and import from Hugging Face directories. The conversion itself stands in `hf_format`.
 
-An export is checked before it appears: transformers (or, where it is not installed, our own reader) opens the written
-files and must compute the logits and token ids that the model here does.
+An export is checked before it appears: transformers (or, where it is not installed, our own reader)
+opens the written files and must compute the logits and token ids that the model here does.
 """
 
 import copy
@@ -48,10 +48,12 @@ PROBE_TEXT = "Question:What is gout? answer: A 37 °C naïve β-cell,\n\n  said 
 
 
 def export_directory(loaded: LoadedModel, directory: str | Path, dtype: str = "float32") -> Path:
-    """Write a directory that GPT2LMHeadModel, GPT2Tokenizer, Auto* and pipeline() load; returns its path.
+    """Write a directory that GPT2LMHeadModel, GPT2Tokenizer, Auto* and pipeline() load; returns its
+    path.
 
-    dtype: float32 (exact), bfloat16 or float16 (rounded). The directory appears whole, checked, or not at all. Raises
-    ConfigError: it exists and is not empty; DataError: no room, or what was written does not compute the same.
+    dtype: float32 (exact), bfloat16 or float16 (rounded). The directory appears whole, checked, or
+    not at all. Raises ConfigError: it exists and is not empty; DataError: no room, or what was
+    written does not compute the same.
     """
     config, eod = loaded.model.config, loaded.tokenizer.eod
     with new_directory(directory) as partial:
@@ -100,10 +102,11 @@ def export_directory(loaded: LoadedModel, directory: str | Path, dtype: str = "f
 
 
 def import_directory(hf_directory: str | Path, run_directory: str | Path) -> Path:
-    """Make a run directory with checkpoint iter_0000000 (weights only, float32) of a Hugging Face GPT-2; returns it.
+    """Make a run directory with checkpoint iter_0000000 (weights only, float32) of a Hugging Face
+    GPT-2; returns it.
 
-    `--load RUN --finetune` then starts from it in any layout. Raises ConfigError: the run directory exists and is not
-    empty; DataError and UnsafeError as `hf_format.read_directory`.
+    `--load RUN --finetune` then starts from it in any layout. Raises ConfigError: the run directory
+    exists and is not empty; DataError and UnsafeError as `hf_format.read_directory`.
     """
     if not (Path(hf_directory) / "config.json").exists():
         raise DataError(
@@ -124,9 +127,11 @@ def import_directory(hf_directory: str | Path, run_directory: str | Path) -> Pat
 
 @contextmanager
 def new_directory(target: str | Path) -> Iterator[Path]:
-    """A temporary directory beside `target` that takes its name when the `with` block ends well, else goes.
+    """A temporary directory beside `target` that takes its name when the `with` block ends well,
+    else goes.
 
-    Raises ConfigError where the target exists and is not an empty directory, DataError where the disk refuses.
+    Raises ConfigError where the target exists and is not an empty directory, DataError where the
+    disk refuses.
     """
     target = Path(target).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -157,7 +162,8 @@ def new_directory(target: str | Path) -> Iterator[Path]:
 
 @torch.no_grad()
 def _check_export(loaded: LoadedModel, directory: Path, dtype: torch.dtype) -> None:
-    """Compare the written directory with the model: logits of a probe batch, ids of a probe text. Raises DataError."""
+    """Compare the written directory with the model: logits of a probe batch, ids of a probe text.
+    Raises DataError."""
     model = loaded.model
     if dtype != torch.float32:  # the file holds rounded weights: so does what it is compared with
         model = copy.deepcopy(model).to(dtype).float()

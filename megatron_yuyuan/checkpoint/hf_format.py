@@ -8,8 +8,9 @@
     the rest                   ...                                nothing
     no head: it is wte         lm_head.weight, if there, is wte   not written
 
-Nothing of a directory is ever run: config.json is JSON, weights are safetensors or opened with weights_only. Source of
-the layout: Hugging Face transformers, models/gpt2 (Conv1D and GPT2Attention).
+Nothing of a directory is ever run: config.json is JSON, weights are safetensors or opened with
+weights_only. Source of the layout: Hugging Face transformers, models/gpt2 (Conv1D and
+GPT2Attention).
 """
 
 import json
@@ -47,11 +48,13 @@ ACCEPTED = {
     "add_cross_attention": (False,),
     "quantization_config": (None,),
 }
-"""Entries of config.json that change what is computed -> the values that are this GPT-2; absent means the first."""
+"""Entries of config.json that change what is computed -> the values that are this GPT-2; absent
+means the first."""
 
 
 def to_huggingface(state_dict: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Our tensors (GPT2.state_dict(), undivided) under Hugging Face's names, in its layout; dtypes are kept."""
+    """Our tensors (GPT2.state_dict(), undivided) under Hugging Face's names, in its layout; dtypes
+    are kept."""
     renamed = {}
     for name, tensor in state_dict.items():
         if name == "wte.weight":
@@ -67,8 +70,9 @@ def to_huggingface(state_dict: dict[str, Tensor], config: ModelConfig) -> dict[s
 def from_huggingface(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """The inverse of `to_huggingface`; padding rows of the embedding are zeros.
 
-    Names may lack `transformer.`; lm_head.weight is accepted where it is the embedding, and masks that old files hold
-    are passed over. Raises DataError: a tensor is missing, unknown or of another shape, or the head is not tied.
+    Names may lack `transformer.`; lm_head.weight is accepted where it is the embedding, and masks
+    that old files hold are passed over. Raises DataError: a tensor is missing, unknown or of
+    another shape, or the head is not tied.
     """
     given = {
         name.removeprefix(PREFIX): t
@@ -126,7 +130,8 @@ def _check_tensors(given: dict[str, Tensor], config: ModelConfig) -> None:
 
 
 def huggingface_config(config: ModelConfig, eod: int, dtype: str) -> dict:
-    """config.json of a GPT2LMHeadModel; `dtype` as torch names it, twice: transformers 4 reads torch_dtype."""
+    """config.json of a GPT2LMHeadModel; `dtype` as torch names it, twice: transformers 4 reads
+    torch_dtype."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -154,7 +159,8 @@ def huggingface_config(config: ModelConfig, eod: int, dtype: str) -> dict:
 
 
 def model_config(values: dict, source: str | Path) -> ModelConfig:
-    """The inverse of `huggingface_config`. Raises DataError: not this GPT-2, or its shape is not there."""
+    """The inverse of `huggingface_config`. Raises DataError: not this GPT-2, or its shape is not
+    there."""
     for name, accepted in ACCEPTED.items():
         value = values.get(name, accepted[0])
         if value not in accepted:
@@ -190,8 +196,8 @@ def model_config(values: dict, source: str | Path) -> ModelConfig:
 def read_directory(directory: str | Path) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer]:
     """Shape, tensors under our names and tokenizer of a Hugging Face GPT-2 directory.
 
-    Raises DataError (damaged, incomplete, another kind of model, more tokens than rows of the embedding) and
-    UnsafeError (it brings code).
+    Raises DataError (damaged, incomplete, another kind of model, more tokens than rows of the
+    embedding) and UnsafeError (it brings code).
     """
     directory = Path(directory)
     values = read_json(directory / "config.json")
@@ -215,7 +221,8 @@ def read_directory(directory: str | Path) -> tuple[ModelConfig, dict[str, Tensor
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """Every tensor of model.safetensors, of its shards, or of pytorch_model.bin. Raises DataError and UnsafeError."""
+    """Every tensor of model.safetensors, of its shards, or of pytorch_model.bin. Raises DataError
+    and UnsafeError."""
     index = directory / "model.safetensors.index.json"
     try:
         if (directory / "model.safetensors").exists():

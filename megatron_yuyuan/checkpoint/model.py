@@ -1,4 +1,5 @@
-"""A trained model, opened for use in one process: from a run directory or from a Hugging Face directory."""
+"""A trained model, opened for use in one process: from a run directory or from a Hugging Face
+directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +42,12 @@ class LoadedModel:
 def load_model(
     directory: str | Path, iteration: int | None = None, device: str | torch.device = "cpu"
 ) -> LoadedModel:
-    """Open RUN (the checkpoint of `iteration`, None the latest) or a directory with Hugging Face's config.json.
+    """Open RUN (the checkpoint of `iteration`, None the latest) or a directory with Hugging Face's
+    config.json.
 
-    Any layout may have saved the run. Raises DataError: no checkpoint, damaged, or the tokenizer beside it is not the
-    one it was trained with; UnsafeError: a file that would run code; ConfigError: a device that is not there.
+    Any layout may have saved the run. Raises DataError: no checkpoint, damaged, or the tokenizer
+    beside it is not the one it was trained with; UnsafeError: a file that would run code;
+    ConfigError: a device that is not there.
     """
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(

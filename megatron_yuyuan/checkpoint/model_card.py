@@ -1,4 +1,5 @@
-"""README.md of an exported model: what it is, how it was trained as far as known, how to ask it, its limits."""
+"""README.md of an exported model: what it is, how it was trained as far as known, how to ask it,
+its limits."""
 
 from megatron_yuyuan.checkpoint.model import LoadedModel
 from megatron_yuyuan.config import Config

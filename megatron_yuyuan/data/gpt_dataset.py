@@ -1,5 +1,7 @@
 """Pretraining samples: windows of T tokens of a shard's token stream, in a keyed order."""
 
+import itertools
+
 import numpy as np
 
 from megatron_yuyuan.data.indexed_dataset import IndexedDataset
@@ -10,9 +12,9 @@ from megatron_yuyuan.errors import ConfigError, DataError
 class GPTDataset:
     """Sample i is a window of seq_length + 1 tokens, found in O(1); no index files, no state.
 
-    The documents [first, last) of the shard are one stream of tokens, cut into windows. Epoch e shifts the cuts by a
-    phase and visits the windows in the order that (seed, e) names. Without a seed, as for validation, the windows
-    come in their own order.
+    The documents [first, last) of the shard are one stream of tokens, cut into windows. Epoch e
+    shifts the cuts by a phase and visits the windows in the order that (seed, e) names. Without a
+    seed, as for validation, the windows come in their own order.
     """
 
     def __init__(
@@ -43,7 +45,8 @@ class GPTDataset:
         return self.windows
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """tokens, labels (seq_length,) int64 of sample `number`, counted from the beginning of the run."""
+        """tokens, labels (seq_length,) int64 of sample `number`, counted from the beginning of the
+        run."""
         epoch, window = divmod(number, self.windows)
         phase = 0
         if self.seed is not None:
@@ -70,6 +73,6 @@ def split_documents(documents: int, split: str) -> tuple[range, range, range]:
     for share in shares + [0.0] * (3 - len(shares)):
         bounds.append(bounds[-1] + round(share / sum(shares) * documents))
     train, valid, test = (
-        range(min(a, documents), min(b, documents)) for a, b in zip(bounds, bounds[1:])
+        range(min(a, documents), min(b, documents)) for a, b in itertools.pairwise(bounds)
     )
     return train, valid, test

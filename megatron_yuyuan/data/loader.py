@@ -58,9 +58,9 @@ def read_batch(
 ) -> Batch:
     """A data rank's share of the global batch that begins after `consumed` samples.
 
-    The global batch is samples consumed, ..., consumed + size - 1; rank r of `ranks` takes the r-th run of
-    size / ranks of them. Samples from `limit` on are read again from the front and nothing of them is learned: so the
-    last batch of an evaluation is as large as the others.
+    The global batch is samples consumed, ..., consumed + size - 1; rank r of `ranks` takes the r-th
+    run of size / ranks of them. Samples from `limit` on are read again from the front and nothing
+    of them is learned: so the last batch of an evaluation is as large as the others.
     """
     share = size // ranks
     numbers = range(consumed + rank * share, consumed + (rank + 1) * share)

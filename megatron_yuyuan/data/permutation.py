@@ -1,7 +1,9 @@
-"""A shuffled order without a list: a keyed permutation of range(n), evaluated at one place in constant time.
+"""A shuffled order without a list: a keyed permutation of range(n), evaluated at one place in
+constant time.
 
-A four-round Feistel network over the next power of four, walked until the result falls below n (fewer than four
-rounds of walking on average). Source: Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.
+A four-round Feistel network over the next power of four, walked until the result falls below n
+(fewer than four rounds of walking on average). Source: Black and Rogaway, "Ciphers with arbitrary
+finite domains", CT-RSA 2002.
 """
 
 VERSION = 1
@@ -19,7 +21,8 @@ def mix(value: int) -> int:
 
 
 def permuted(place: int, n: int, key: int) -> int:
-    """Which of range(n) stands at `place` in the order that `key` names. Bijective in place; 0 <= place < n."""
+    """Which of range(n) stands at `place` in the order that `key` names. Bijective in place; 0 <=
+    place < n."""
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1
     while True:

@@ -9,10 +9,11 @@ from megatron_yuyuan.errors import DataError
 
 
 class QADataset:
-    """Sample i is a document of two sequences, prompt and answer (with end of text), in a keyed order.
+    """Sample i is a document of two sequences, prompt and answer (with end of text), in a keyed
+    order.
 
-    A pair longer than seq_length + 1 tokens loses the end of its answer. Without a seed, as for validation, the pairs
-    come in their own order.
+    A pair longer than seq_length + 1 tokens loses the end of its answer. Without a seed, as for
+    validation, the pairs come in their own order.
     """
 
     def __init__(self, shard: IndexedDataset, seq_length: int, eod: int, seed: int | None):

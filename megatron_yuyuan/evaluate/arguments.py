@@ -1,4 +1,5 @@
-"""Flags that every command which asks a model something shares. Imports no torch: --help answers at once."""
+"""Flags that every command which asks a model something shares. Imports no torch: --help answers at
+once."""
 
 import argparse
 

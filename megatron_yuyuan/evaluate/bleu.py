@@ -1,9 +1,11 @@
-"""BLEU-1 to BLEU-4 of answers against references, by sacrebleu, with the protocol beside every number.
+"""BLEU-1 to BLEU-4 of answers against references, by sacrebleu, with the protocol beside every
+number.
 
-Corpus BLEU with equal weights on the 1- to n-grams. `unsmoothed`: a corpus that shares no n-gram scores 0. `smoothed`:
-sacrebleu's exponential smoothing, which replaces zero counts alone, so that on a corpus that shares 4-grams both tables
-say the same. Published tables of YuyuanQA name neither tokenisation nor smoothing and were probably means over
-sentences: they cannot be compared with these. Source: Papineni et al. 2002; Post 2018, arXiv:1804.08771.
+Corpus BLEU with equal weights on the 1- to n-grams. `unsmoothed`: a corpus that shares no n-gram
+scores 0. `smoothed`: sacrebleu's exponential smoothing, which replaces zero counts alone, so that
+on a corpus that shares 4-grams both tables say the same. Published tables of YuyuanQA name neither
+tokenisation nor smoothing and were probably means over sentences: they cannot be compared with
+these. Source: Papineni et al. 2002; Post 2018, arXiv:1804.08771.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +34,8 @@ class Scores:
 
 
 def score(hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
-    """Compare each hypothesis with the one reference at its place. Raises DataError: no pair, or unequal numbers."""
+    """Compare each hypothesis with the one reference at its place. Raises DataError: no pair, or
+    unequal numbers."""
     if not hypotheses or len(hypotheses) != len(references):
         raise DataError(
             f"{len(hypotheses)} answers for {len(references)} references",
@@ -53,7 +56,8 @@ def score(hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
 
 
 def bleu_table(rows: Mapping[str, Scores], decoding: str) -> str:
-    """Two Markdown tables, unsmoothed and smoothed, one row a model, with the protocol above each."""
+    """Two Markdown tables, unsmoothed and smoothed, one row a model, with the protocol above
+    each."""
     lines = []
     for table in SMOOTHING:
         first = next(iter(rows.values()))

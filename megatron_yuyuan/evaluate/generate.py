@@ -21,13 +21,16 @@ def generate(
     seed: int = 0,
     use_cache: bool = True,
 ) -> list[int]:
-    """The ids that continue `tokens`: at most max_new_tokens, the last one `eod` where the model ends its text.
+    """The ids that continue `tokens`: at most max_new_tokens, the last one `eod` where the model
+    ends its text.
 
-    Temperature 0 takes the likeliest token; above it tokens are drawn from the top_k likeliest (0: all) within the
-    smallest set that holds top_p of the probability, by a generator seeded with `seed`. The whole text never exceeds
-    max_position_embeddings. The cache changes the time, not the ids. `model` is in eval mode.
+    Temperature 0 takes the likeliest token; above it tokens are drawn from the top_k likeliest (0:
+    all) within the smallest set that holds top_p of the probability, by a generator seeded with
+    `seed`. The whole text never exceeds max_position_embeddings. The cache changes the time, not
+    the ids. `model` is in eval mode.
 
-    Raises DataError: an empty prompt, or one that leaves no position for a token; ConfigError: a value out of range.
+    Raises DataError: an empty prompt, or one that leaves no position for a token; ConfigError: a
+    value out of range.
     """
     _check_sampling(max_new_tokens, temperature, top_k, top_p)
     positions = model.config.max_position_embeddings
@@ -56,7 +59,8 @@ def generate(
 
 
 def answer(loaded: LoadedModel, question: str, max_new_tokens: int = 128, **sampling) -> str:
-    """The model's answer to a question, asked through the template it was trained on, without the end of text.
+    """The model's answer to a question, asked through the template it was trained on, without the
+    end of text.
 
     `sampling`: temperature, top_k, top_p, seed as in `generate`, whose errors it raises.
     """
@@ -74,7 +78,8 @@ def complete(loaded: LoadedModel, prompt: list[int], max_new_tokens: int, **samp
 def _choose(
     logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator
 ) -> int:
-    """One id by logits (vocab_size,) float32. On the CPU, so that the seed means the same on every device."""
+    """One id by logits (vocab_size,) float32. On the CPU, so that the seed means the same on every
+    device."""
     if temperature == 0:
         return int(logits.argmax())
     ordered, ids = (logits / temperature).sort(descending=True, stable=True)

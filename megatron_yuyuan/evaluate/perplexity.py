@@ -1,4 +1,5 @@
-"""Perplexity: how many tokens the model hesitates between, on average, before each that is learned."""
+"""Perplexity: how many tokens the model hesitates between, on average, before each that is
+learned."""
 
 import torch
 
@@ -9,10 +10,12 @@ from megatron_yuyuan.model.gpt2 import GPT2
 
 @torch.inference_mode()
 def perplexity(model: GPT2, dataset: Dataset, limit: int = 0, batch_size: int = 8) -> dict:
-    """{"loss": nats a token, "perplexity": exp(loss), "tokens": labels} over the first `limit` samples (0: all).
+    """{"loss": nats a token, "perplexity": exp(loss), "tokens": labels} over the first `limit`
+    samples (0: all).
 
-    The sum of all losses over the number of all labels, never a mean of means: samples of any length weigh by their
-    tokens, and batch_size changes the time alone. `model` is in eval mode. Raises DataError: nothing is learned there.
+    The sum of all losses over the number of all labels, never a mean of means: samples of any
+    length weigh by their tokens, and batch_size changes the time alone. `model` is in eval mode.
+    Raises DataError: nothing is learned there.
     """
     samples = min(limit or len(dataset), len(dataset))
     loss, tokens = 0.0, 0.0

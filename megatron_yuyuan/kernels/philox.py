@@ -1,8 +1,10 @@
-"""Philox4x32-10: random numbers as a function of a key and a position, the same on every layout and device.
+"""Philox4x32-10: random numbers as a function of a key and a position, the same on every layout and
+device.
 
-Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the known answers in the tests are
-Random123's. Everything random in a run comes from here: initial weights and dropout. Nothing holds a state, so there
-is nothing to save in a checkpoint and nothing that could depend on a rank.
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the known answers in
+the tests are Random123's. Everything random in a run comes from here: initial weights and dropout.
+Nothing holds a state, so there is nothing to save in a checkpoint and nothing that could depend on
+a rank.
 """
 
 import hashlib
@@ -63,7 +65,8 @@ def name_key(seed: int, name: str) -> int:
 def normal(start: int, stop: int, key: int, device: torch.device | str = "cpu") -> Tensor:
     """Elements [start, stop) of the endless sequence of standard normal numbers that `key` names.
 
-    Box-Muller in float64, two numbers from two words; return (stop - start,) float32. Drawn a million at a time.
+    Box-Muller in float64, two numbers from two words; return (stop - start,) float32. Drawn a
+    million at a time.
     """
     pieces = []
     for low in range(start // 4 * 4, stop, _CHUNK):

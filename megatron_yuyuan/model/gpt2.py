@@ -1,14 +1,15 @@
 """The one GPT-2: pretraining, finetuning, evaluation, generation and export all use this class.
 
-Pre-LayerNorm, learned positions, gelu_new, tied embeddings, biases everywhere. Source: Radford et al. 2019, and the
-parameter names of Hugging Face's GPT2Model. The rows of `c_attn` are ordered (head, q|k|v, head_dim), as Megatron-LM
-orders them, so that any tensor degree cuts between heads.
+Pre-LayerNorm, learned positions, gelu_new, tied embeddings, biases everywhere. Source: Radford et
+al. 2019, and the parameter names of Hugging Face's GPT2Model. The rows of `c_attn` are ordered
+(head, q|k|v, head_dim), as Megatron-LM orders them, so that any tensor degree cuts between heads.
 
 Letters, here and in every other file:
     B samples   T tokens   C hidden_size   N heads   D head_dim   V padded vocabulary
 
-The model does not know that it is divided: views use -1 for the heads, layers sit in a ModuleDict under their global
-number, and a part that is None (embedding or head on another rank) is passed through.
+The model does not know that it is divided: views use -1 for the heads, layers sit in a ModuleDict
+under their global number, and a part that is None (embedding or head on another rank) is passed
+through.
 """
 
 import math
@@ -29,7 +30,8 @@ ATTENTION_RESIDUAL, MLP_RESIDUAL, ATTENTION_WEIGHTS, EMBEDDING = range(4)
 
 @dataclass(frozen=True)
 class Sides:
-    """What every layer of one forward pass needs beside the hidden states. Read alike on every pipeline stage."""
+    """What every layer of one forward pass needs beside the hidden states. Read alike on every
+    pipeline stage."""
 
     sample_ids: Tensor
     """(B,) int64: number of each sample in the global batch."""
@@ -44,7 +46,8 @@ class Sides:
 class KeyValueCache:
     """Keys and values of every layer for the tokens seen so far, (B, N, T, D) each.
 
-    `length` tokens are in it; a forward pass over T more appends them, then the caller calls `advance(T)`.
+    `length` tokens are in it; a forward pass over T more appends them, then the caller calls
+    `advance(T)`.
     """
 
     def __init__(self, config: ModelConfig, batch: int, length: int, device=None, dtype=None):
@@ -115,7 +118,8 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention: softmax(Q K^T / sqrt(D)) V, projected back to C. x, return (B, T, C)."""
+    """Causal self-attention: softmax(Q K^T / sqrt(D)) V, projected back to C. x, return (B, T,
+    C)."""
 
     def __init__(self, config: ModelConfig, layer: int, seed: int, kernels: Kernels):
         super().__init__()
@@ -140,7 +144,8 @@ class Attention(nn.Module):
         return self.c_proj(y.transpose(1, 2).flatten(2))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor:
-        """q (B, N, T, D) against k, v (B, N, S, D), S >= T: the queries are the last T of S tokens."""
+        """q (B, N, T, D) against k, v (B, N, S, D), S >= T: the queries are the last T of S
+        tokens."""
         mask = self.mask(q.shape[2], k.shape[2], sides.document_ids, q.device)
         if not (self.training and self.attn_dropout.p):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
@@ -152,7 +157,8 @@ class Attention(nn.Module):
 
     @staticmethod
     def mask(queries: int, keys: int, document_ids: Tensor | None, device) -> Tensor | None:
-        """(1 or B, 1, T, S) bool, True where attention is allowed; None for the plain causal square."""
+        """(1 or B, 1, T, S) bool, True where attention is allowed; None for the plain causal
+        square."""
         if document_ids is None:
             return None if queries == keys else causal_mask(queries, keys, device)
         same = document_ids[:, None, -queries:, None] == document_ids[:, None, None, :]
@@ -199,8 +205,8 @@ class Block(nn.Module):
 class GPT2(nn.Module):
     """GPT-2 with its language-modelling head, or the part of it that one pipeline stage holds.
 
-    Weights are uninitialised until `init_weights` or a checkpoint fills them, so that the model can be built on the
-    meta device at any size.
+    Weights are uninitialised until `init_weights` or a checkpoint fills them, so that the model can
+    be built on the meta device at any size.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0, kernels: Kernels | None = None):
@@ -263,8 +269,8 @@ def initial_values(
     | c_proj weights (2 per layer)  | normal, std = init_method_std / sqrt(2 * num_layers)                 |
     | every other matrix            | normal, std = init_method_std                                        |
 
-    A function of (seed, name, element), so that every layout starts from the same model. Source of the depth
-    scaling: Radford et al. 2019, section 2.3.
+    A function of (seed, name, element), so that every layout starts from the same model. Source of
+    the depth scaling: Radford et al. 2019, section 2.3.
     """
     if len(shape) == 1:
         return torch.full((len(rows),), float(name.endswith("weight")), device=device)

@@ -16,9 +16,9 @@ class LanguageModelHead(nn.Module):
         return  (B, T, vocab_size) logits without labels;
                 with labels ((1,) summed loss in float32, (1,) number of labels learned)
 
-    Sum and count, never a mean: the loss of a step is divided once, by all its tokens. One element each because a
-    pipeline schedule concatenates what its micro batches return. The parallel plan exchanges this module for
-    `VocabParallelHead`.
+    Sum and count, never a mean: the loss of a step is divided once, by all its tokens. One element
+    each because a pipeline schedule concatenates what its micro batches return. The parallel plan
+    exchanges this module for `VocabParallelHead`.
     """
 
     def __init__(self, vocab_size: int):

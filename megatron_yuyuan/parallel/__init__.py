@@ -1,1 +1,2 @@
-"""Dividing the model over ranks: mesh, collectives, tensor-parallel layers, pipeline, data, and the plan."""
+"""Dividing the model over ranks: mesh, collectives, tensor-parallel layers, pipeline, data, and the
+plan."""

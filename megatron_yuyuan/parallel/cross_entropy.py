@@ -1,4 +1,5 @@
-"""The head over a divided vocabulary: no rank ever holds the logits of all tokens of the vocabulary."""
+"""The head over a divided vocabulary: no rank ever holds the logits of all tokens of the
+vocabulary."""
 
 import math
 
@@ -14,7 +15,8 @@ from megatron_yuyuan.parallel.tensor import TensorAxis
 
 
 class VocabParallelHead(nn.Module):
-    """`LanguageModelHead` with the rows of the embedding divided over the tensor axis; same arguments and results.
+    """`LanguageModelHead` with the rows of the embedding divided over the tensor axis; same
+    arguments and results.
 
         weight  (V, C)  DTensor Shard(0); local (V / tensor, C)
 
@@ -38,15 +40,16 @@ class VocabParallelHead(nn.Module):
 
 
 class VocabParallelCrossEntropy(torch.autograd.Function):
-    """Sum over the learned labels of log(sum over v of exp(z_v)) - z_label, each rank holding some of the z.
+    """Sum over the learned labels of log(sum over v of exp(z_v)) - z_label, each rank holding some
+    of the z.
 
         logits      (B, T, V / tensor), columns first, first + 1, ... of the vocabulary
         labels      (B, T) int64, IGNORE where nothing is learned
         vocab_size  columns from here on are padding: they take no part
         return      (1,) float32
 
-    Three all-reduces of (B, T): the maximum, the sum of exponentials, the label's logit. The gradient,
-    softmax - onehot, is local. Source: arXiv:1909.08053, section 3.
+    Three all-reduces of (B, T): the maximum, the sum of exponentials, the label's logit. The
+    gradient, softmax - onehot, is local. Source: arXiv:1909.08053, section 3.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
 """The one place that knows the ranks: a mesh of three axes, pipeline x data x tensor.
 
-Everyone else receives a `Mesh` as an argument. Neighbouring ranks share a tensor axis, because it talks most; the
-pipeline axis is outermost, because it talks least.
+Everyone else receives a `Mesh` as an argument. Neighbouring ranks share a tensor axis, because it
+talks most; the pipeline axis is outermost, because it talks least.
 """
 
 import os
@@ -46,7 +46,8 @@ class Mesh:
     """Three named axes: pipeline, data, tensor."""
     device: torch.device
     tied_group: dist.ProcessGroup | None
-    """First and last stage at this rank's place: the two copies of the embedding. None where there is one copy."""
+    """First and last stage at this rank's place: the two copies of the embedding. None where there
+    is one copy."""
 
     def size(self, axis: str) -> int:
         return self.axes[axis].size()
@@ -71,8 +72,9 @@ class Mesh:
 def start(parallel: ParallelConfig) -> Mesh:
     """Join the process group (alone under plain python) and lay the mesh over it.
 
-    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them, or SLURM's own. Under bare
-    srun MASTER_ADDR and MASTER_PORT must be set. Validate the configuration first: sizes must fit.
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them, or
+    SLURM's own. Under bare srun MASTER_ADDR and MASTER_PORT must be set. Validate the configuration
+    first: sizes must fit.
     """
     device = choose_device(parallel)
     if device.type == "cuda":

@@ -1,7 +1,7 @@
 """Pipeline parallelism: one training step and one evaluation pass through the stages of a model.
 
-Training runs torch's schedules. Evaluation does not: `schedule.eval` is silently wrong for batches that do not divide
-evenly, so it sends hidden states from stage to stage itself.
+Training runs torch's schedules. Evaluation does not: `schedule.eval` is silently wrong for batches
+that do not divide evenly, so it sends hidden states from stage to stage itself.
 """
 
 import torch
@@ -23,8 +23,8 @@ def stage_layers(num_layers: int, stages: int) -> list[range]:
 class Pipeline:
     """Forward and backward over this rank's stage and, through it, over the whole model.
 
-    `micro_batches` portions make up what one data rank contributes to a step. Every stage reads the whole batch; only
-    hidden states travel.
+    `micro_batches` portions make up what one data rank contributes to a step. Every stage reads the
+    whole batch; only hidden states travel.
     """
 
     def __init__(self, stages: list[GPT2], mesh: Mesh, micro_batches: int):
@@ -44,11 +44,12 @@ class Pipeline:
             )
 
     def forward_backward(self, batch: Batch, step: int, tokens_in_global_batch: float) -> Tensor:
-        """Add the gradient of (sum of the losses of this batch) / tokens_in_global_batch to the parameters.
+        """Add the gradient of (sum of the losses of this batch) / tokens_in_global_batch to the
+        parameters.
 
         batch: this data rank's share of the global batch, micro_batches * micro_batch_size samples.
-        Returns that quotient, () float32, on the last stage and 0 on the others. Gradients are summed over the data
-        axis when the last micro batch is done.
+        Returns that quotient, () float32, on the last stage and 0 on the others. Gradients are
+        summed over the data axis when the last micro batch is done.
         """
         self.model.train()
         self._tokens = max(tokens_in_global_batch, 1.0)
@@ -86,7 +87,8 @@ class Pipeline:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
-        """(2,) float64 on every rank of the pipeline: summed loss and number of learned labels of this batch."""
+        """(2,) float64 on every rank of the pipeline: summed loss and number of learned labels of
+        this batch."""
         self.model.eval()
         x, group = batch.tokens, self.mesh.group("pipeline") if self.stages > 1 else None
         if not self.is_first:
@@ -103,7 +105,8 @@ class Pipeline:
         return result
 
     def rest(self) -> None:
-        """Give gathered parameters back after evaluation, so that optimizer and checkpoint see the divided ones."""
+        """Give gathered parameters back after evaluation, so that optimizer and checkpoint see the
+        divided ones."""
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()

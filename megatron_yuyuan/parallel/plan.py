@@ -1,4 +1,5 @@
-"""From the undivided model to this rank's part of it: one table, applied from here and nowhere else."""
+"""From the undivided model to this rank's part of it: one table, applied from here and nowhere
+else."""
 
 import torch
 from torch import nn
@@ -38,15 +39,17 @@ BLOCK_PLAN = {
     "mlp.c_proj": RowParallelLinear,
     "resid_2": ResidualDropout,
 }
-"""Module name -> what stands in its place on a tensor rank. Each is built from the module it replaces."""
+"""Module name -> what stands in its place on a tensor rank. Each is built from the module it
+replaces."""
 
 
 def build_stages(config: Config, mesh: Mesh, kernels: Kernels | None = None) -> list[GPT2]:
-    """This rank's stages of the model (one under 1F1B), divided over all three axes and initialised.
+    """This rank's stages of the model (one under 1F1B), divided over all three axes and
+    initialised.
 
-    Built on the meta device, cut to the stage's layers, its layers exchanged for tensor-parallel ones, then one unit
-    at a time given memory, filled, and divided over the data axis: a rank never holds more than its own part and one
-    unit's tensor slice.
+    Built on the meta device, cut to the stage's layers, its layers exchanged for tensor-parallel
+    ones, then one unit at a time given memory, filled, and divided over the data axis: a rank never
+    holds more than its own part and one unit's tensor slice.
     """
     with torch.device("meta"):
         model = GPT2(config.model, config.training.seed, kernels)
@@ -63,7 +66,8 @@ def build_stages(config: Config, mesh: Mesh, kernels: Kernels | None = None) -> 
 
 
 def keep_stage(model: GPT2, stage: int, stages: int) -> None:
-    """Remove every layer, and embedding or head, that stands on another stage. Tied: both ends keep wte."""
+    """Remove every layer, and embedding or head, that stands on another stage. Tied: both ends keep
+    wte."""
     layers = stage_layers(len(model.h), stages)[stage]
     for name in list(model.h):
         if int(name) not in layers:
@@ -90,7 +94,8 @@ def divide_over_tensor(model: GPT2, axis: TensorAxis) -> None:
 
 
 def _give_memory(unit: nn.Module, device: torch.device) -> None:
-    """Replace meta parameters that no inner unit has taken yet by uninitialised ones on the device."""
+    """Replace meta parameters that no inner unit has taken yet by uninitialised ones on the
+    device."""
     for module in unit.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:

@@ -1,9 +1,10 @@
-"""Tensor- and sequence-parallel layers, Megatron-style: local matrices, every collective in plain sight.
+"""Tensor- and sequence-parallel layers, Megatron-style: local matrices, every collective in plain
+sight.
 
-A divided parameter is at rest a DTensor on the tensor axis, so that data parallelism, the gradient norm and a
-checkpoint know its global shape; a layer computes with its plain local tensor. A parameter that every tensor rank
-holds whole but uses on its own part of the sequence has a gradient that is only a part of the sum: `local` says so.
-Forgetting it raises nothing and trains wrongly.
+A divided parameter is at rest a DTensor on the tensor axis, so that data parallelism, the gradient
+norm and a checkpoint know its global shape; a layer computes with its plain local tensor. A
+parameter that every tensor rank holds whole but uses on its own part of the sequence has a gradient
+that is only a part of the sum: `local` says so. Forgetting it raises nothing and trains wrongly.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from megatron_yuyuan.parallel.collectives import (
 
 @dataclass(frozen=True)
 class TensorAxis:
-    """The tensor ranks of one pipeline stage and data rank, and how activations travel between them."""
+    """The tensor ranks of one pipeline stage and data rank, and how activations travel between
+    them."""
 
     mesh: DeviceMesh
     sequence_parallel: bool
@@ -55,7 +57,8 @@ class TensorAxis:
         )
 
     def leave(self, x: Tensor) -> Tensor:
-        """Partial sums of a divided layer -> residual stream: (B, T, C) -> (B, T or T / tensor, C)."""
+        """Partial sums of a divided layer -> residual stream: (B, T, C) -> (B, T or T / tensor,
+        C)."""
         return (
             scatter_sequence(x, self.group)
             if self.divides_sequence
@@ -63,7 +66,8 @@ class TensorAxis:
         )
 
     def local(self, whole: nn.Parameter) -> Tensor:
-        """The plain tensor of a parameter that every rank holds whole and uses on the residual stream."""
+        """The plain tensor of a parameter that every rank holds whole and uses on the residual
+        stream."""
         return (
             whole.to_local(grad_placements=[Partial()])
             if self.divides_sequence
@@ -71,7 +75,8 @@ class TensorAxis:
         )
 
     def divided(self, parameter: nn.Parameter, dim: int | None) -> nn.Parameter:
-        """An uninitialised DTensor parameter of the same full shape, cut along `dim` (None: held whole)."""
+        """An uninitialised DTensor parameter of the same full shape, cut along `dim` (None: held
+        whole)."""
         shape = list(parameter.shape)
         if dim is not None:
             shape[dim] //= self.size
@@ -83,9 +88,10 @@ class TensorAxis:
 class ColumnParallelLinear(nn.Module):
     """y = x W^T + b, the output features divided over the tensor axis.
 
-    Every rank multiplies the same x by its own rows of W, so the forward is silent (sequence parallel: x is gathered
-    along T); the backward sums the gradient of x over the axis (sequence parallel: and scatters it).
-    Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3 (f); Korthikanti et al. 2022, arXiv:2205.05198 (g).
+    Every rank multiplies the same x by its own rows of W, so the forward is silent (sequence
+    parallel: x is gathered along T); the backward sums the gradient of x over the axis (sequence
+    parallel: and scatters it). Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3 (f);
+    Korthikanti et al. 2022, arXiv:2205.05198 (g).
 
         x       (B, T, C_in)    the same on every tensor rank (sequence parallel: (B, T / tensor, C_in), its own part)
         weight  (C_out, C_in)   DTensor Shard(0); local (C_out / tensor, C_in)
@@ -107,9 +113,10 @@ class ColumnParallelLinear(nn.Module):
 class RowParallelLinear(nn.Module):
     """y = sum over ranks of x W^T, plus b; the input features divided over the tensor axis.
 
-    Each rank holds the columns of W that meet its slice of x; the forward sums the products over the axis (sequence
-    parallel: and scatters them along T); the backward is silent (sequence parallel: gathers). The bias is added after
-    the sum. Source: arXiv:1909.08053, section 3 (g); arXiv:2205.05198 (g bar).
+    Each rank holds the columns of W that meet its slice of x; the forward sums the products over
+    the axis (sequence parallel: and scatters them along T); the backward is silent (sequence
+    parallel: gathers). The bias is added after the sum. Source: arXiv:1909.08053, section 3 (g);
+    arXiv:2205.05198 (g bar).
 
         x       (B, T, C_in / tensor)
         weight  (C_out, C_in)   DTensor Shard(1); local (C_out, C_in / tensor)
@@ -129,8 +136,8 @@ class RowParallelLinear(nn.Module):
 class VocabParallelEmbedding(nn.Module):
     """Row lookup in a table whose rows are divided over the tensor axis.
 
-    A rank looks up the tokens of its own rows, answers zero for the others, and the axis sums the answers: one term
-    of the sum is not zero, so it is exact. Source: arXiv:1909.08053, section 3.
+    A rank looks up the tokens of its own rows, answers zero for the others, and the axis sums the
+    answers: one term of the sum is not zero, so it is exact. Source: arXiv:1909.08053, section 3.
 
         tokens  (B, T) int64
         weight  (V, C)     DTensor Shard(0); local (V / tensor, C)
@@ -171,7 +178,8 @@ class PositionEmbedding(nn.Module):
 
 
 class ResidualLayerNorm(nn.Module):
-    """The model's LayerNorm over (B, T or T / tensor, C); weight and bias (C,) held whole by every tensor rank."""
+    """The model's LayerNorm over (B, T or T / tensor, C); weight and bias (C,) held whole by every
+    tensor rank."""
 
     def __init__(self, norm: LayerNorm, axis: TensorAxis):
         super().__init__()

@@ -18,7 +18,8 @@ from megatron_yuyuan.train.state import TrainState
 
 
 class Trainer:
-    """Takes steps with a state. `config.training` has its train_iters and global_batch_size resolved."""
+    """Takes steps with a state. `config.training` has its train_iters and global_batch_size
+    resolved."""
 
     def __init__(self, config: Config, state: TrainState):
         self.config, self.state, self.mesh = config, state, state.mesh
@@ -39,10 +40,11 @@ class Trainer:
         )
 
     def gradients(self, dataset: Dataset) -> tuple[float, torch.Tensor]:
-        """Leave the gradient of the next global batch in the parameters; return (loss, global gradient norm).
+        """Leave the gradient of the next global batch in the parameters; return (loss, global
+        gradient norm).
 
-        The loss is the sum over all learned tokens of the global batch divided by their number, which is known before
-        the first backward.
+        The loss is the sum over all learned tokens of the global batch divided by their number,
+        which is known before the first backward.
         """
         batch = self.batch(dataset, self.state.consumed_samples)
         tokens = torch.sum(batch.labels != IGNORE, dtype=torch.float64)
@@ -58,7 +60,8 @@ class Trainer:
         return loss.item(), gradient_norm(self.state.model, self.mesh)
 
     def step(self, dataset: Dataset) -> dict:
-        """Take one optimizer step; return its figures. Raises DataError, before any update, if it is not finite."""
+        """Take one optimizer step; return its figures. Raises DataError, before any update, if it
+        is not finite."""
         training, optimizer = self.config.training, self.config.optimizer
         begun = time.perf_counter()
         loss, norm = self.gradients(dataset)
@@ -90,7 +93,8 @@ class Trainer:
         }
 
     def evaluate(self, dataset: Dataset) -> dict:
-        """Loss per learned token over the first eval_iters global batches of a dataset, each sample once."""
+        """Loss per learned token over the first eval_iters global batches of a dataset, each sample
+        once."""
         size = self.config.training.global_batch_size
         samples = min(len(dataset), self.config.training.eval_iters * size)
         total = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)

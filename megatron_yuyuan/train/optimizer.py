@@ -27,7 +27,8 @@ def build_optimizer(model: GPT2, optimizer: OptimizerConfig) -> torch.optim.Adam
 
 
 def sum_tied_gradients(model: GPT2, mesh: Mesh) -> None:
-    """Add up the gradients of the embedding's two copies, on the first and the last stage, so that they stay equal."""
+    """Add up the gradients of the embedding's two copies, on the first and the last stage, so that
+    they stay equal."""
     if mesh.tied_group is not None and model.wte is not None:
         dist.all_reduce(model.wte.weight.grad.to_local(), group=mesh.tied_group)
 
@@ -35,7 +36,8 @@ def sum_tied_gradients(model: GPT2, mesh: Mesh) -> None:
 def gradient_norm(model: GPT2, mesh: Mesh) -> Tensor:
     """The 2-norm of the gradient of the whole model, () float64, the same on every rank.
 
-    Every element counts once: of a replicated gradient the first copy, of the tied embedding the first stage's.
+    Every element counts once: of a replicated gradient the first copy, of the tied embedding the
+    first stage's.
     """
     total = torch.zeros((), dtype=torch.float64, device=mesh.device)
     for name, parameter in model.named_parameters():
@@ -46,7 +48,8 @@ def gradient_norm(model: GPT2, mesh: Mesh) -> Tensor:
 
 
 def _own_elements(parameter: nn.Parameter) -> Tensor:
-    """This rank's part of a gradient, or nothing where another rank's copy is the one that counts."""
+    """This rank's part of a gradient, or nothing where another rank's copy is the one that
+    counts."""
     gradient = parameter.grad
     place = gradient.device_mesh.get_coordinate()
     copies = [

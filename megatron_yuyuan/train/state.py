@@ -29,7 +29,8 @@ class TrainState:
         return self.stages[0]
 
     def tensors(self, with_moments: bool = True) -> dict[str, Tensor]:
-        """Every tensor of a checkpoint by name, divided as it lies here: `model.NAME`, `exp_avg.NAME`, ..."""
+        """Every tensor of a checkpoint by name, divided as it lies here: `model.NAME`,
+        `exp_avg.NAME`, ..."""
         named = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
         if with_moments:
             for name, parameter in self.model.named_parameters():
@@ -40,7 +41,8 @@ class TrainState:
     def moments(self, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
         """AdamW's state of one parameter, made as AdamW makes it if no step has been taken.
 
-        A fresh optimizer has no state at all, and a checkpoint loaded into nothing restores nothing, silently.
+        A fresh optimizer has no state at all, and a checkpoint loaded into nothing restores
+        nothing, silently.
         """
         state = self.optimizer.state[parameter]
         if not state:

@@ -1,4 +1,5 @@
-"""Hugging Face: the same function on both sides, whole directories or none, nothing strange is opened."""
+"""Hugging Face: the same function on both sides, whole directories or none, nothing strange is
+opened."""
 
 import json
 import shutil
@@ -32,7 +33,8 @@ OWN_TEMPLATE = QuestionTemplate("Q:{question} answer:", " {answer}")
 
 
 def shaken(model: GPT2) -> GPT2:
-    """Initial weights with biases and LayerNorms that are not 0 and 1, so that each of them shows in the logits."""
+    """Initial weights with biases and LayerNorms that are not 0 and 1, so that each of them shows
+    in the logits."""
     init_weights(model, seed=1)
     noise = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -159,7 +161,8 @@ def test_an_export_has_the_tensors_and_logits_of_transformers(loaded, export):
 
 
 def test_without_the_permutation_of_qkv_the_logits_are_others(loaded, export, damaged):
-    """The rows are (head, q|k|v, D) here and (q|k|v, head, D) there: a transposed copy is another model."""
+    """The rows are (head, q|k|v, D) here and (q|k|v, head, D) there: a transposed copy is another
+    model."""
     file = load_file(damaged / "model.safetensors")
     for name, tensor in loaded.model.state_dict().items():
         if ".c_attn." in name:
@@ -299,7 +302,8 @@ def test_an_existing_target_stays_as_it_is(loaded, tmp_path):
 
 @pytest.fixture(scope="module")
 def foreign(tokenizer, tmp_path_factory):
-    """A GPT2LMHeadModel of transformers, its directory, with more rows than tokens as Megatron's exports have."""
+    """A GPT2LMHeadModel of transformers, its directory, with more rows than tokens as Megatron's
+    exports have."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(4)

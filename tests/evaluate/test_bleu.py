@@ -1,4 +1,5 @@
-"""BLEU: known values, the same as sacrebleu and NLTK, nothing for nothing, the protocol beside the number."""
+"""BLEU: known values, the same as sacrebleu and NLTK, nothing for nothing, the protocol beside the
+number."""
 
 import pytest
 import sacrebleu
@@ -26,7 +27,8 @@ def test_the_same_text_is_worth_one():
 
 
 def test_golden_values_by_hand():
-    """the cat sat / the cat sat down: all 1- to 3-grams match, no 4-gram there; brevity exp(1 - 4/3)."""
+    """the cat sat / the cat sat down: all 1- to 3-grams match, no 4-gram there; brevity exp(1 -
+    4/3)."""
     brevity = 2.718281828459045 ** (1 - 4 / 3)
     scores = score(["the cat sat"], ["the cat sat down"])
     assert scores.bleu["unsmoothed"] == pytest.approx((brevity, brevity, brevity, 0))

@@ -1,4 +1,5 @@
-"""Generation: the cache changes nothing, greedy is transformers' greedy, a seed decides, a text ends."""
+"""Generation: the cache changes nothing, greedy is transformers' greedy, a seed decides, a text
+ends."""
 
 from pathlib import Path
 
@@ -142,7 +143,8 @@ def test_values_out_of_range_are_refused(model, wrong):
 
 
 def test_an_answer_is_asked_through_the_template_and_ends_without_its_mark():
-    """A model of zeros whose last LayerNorm's bias points at one token says that token whatever it is asked."""
+    """A model of zeros whose last LayerNorm's bias points at one token says that token whatever it
+    is asked."""
     tokenizer = train_bpe(iter(["Question:What is gout? answer: A disease."] * 4), 300)
     config = (
         Config()

@@ -26,7 +26,8 @@ def build_trainer(config) -> Trainer:
 def whole_gradients(trainer) -> dict[str, torch.Tensor]:
     """Every gradient of the whole model, put together from what each rank holds, on rank 0.
 
-    A rank's part lies at (data rank, tensor rank): cut along dim 0 over data inside its cut over tensor.
+    A rank's part lies at (data rank, tensor rank): cut along dim 0 over data inside its cut over
+    tensor.
     """
     mesh = trainer.mesh
     place = (mesh.rank("pipeline"), mesh.rank("data"), mesh.rank("tensor"))
@@ -54,7 +55,8 @@ def whole_gradients(trainer) -> dict[str, torch.Tensor]:
 
 
 def trajectory(config, steps: int = 3):
-    """(gradients, loss and norm of step 1), losses and norms of `steps` more, and the validation loss."""
+    """(gradients, loss and norm of step 1), losses and norms of `steps` more, and the validation
+    loss."""
     trainer, samples = build_trainer(config), RandomText()
     loss, norm = trainer.gradients(samples)
     gradients = whole_gradients(trainer)
@@ -62,7 +64,7 @@ def trajectory(config, steps: int = 3):
     figures = [loss, norm.item()] + [
         step[key] for step in taken for key in ("lm_loss", "grad_norm")
     ]
-    return gradients, figures + [trainer.evaluate(RandomText(length=13))["validation_loss"]]
+    return gradients, [*figures, trainer.evaluate(RandomText(length=13))["validation_loss"]]
 
 
 def undivided_gradients(config):
@@ -252,7 +254,8 @@ def losses(config):
 
 
 def test_bf16_follows_float32_within_the_spread_of_its_rounding(ranks, alone):
-    """bf16 keeps 8 bits, a relative rounding of 2**-9 an operation; through 8 layers a loss stays within 2%."""
+    """bf16 keeps 8 bits, a relative rounding of 2**-9 an operation; through 8 layers a loss stays
+    within 2%."""
     float32 = alone[TINY][1][2:8:2]
     for layout in (Layout(), Layout(2, 2, 2)):
         assert ranks.run(layout.ranks, losses, layout.of(TINY.replace(bf16=True))) == pytest.approx(

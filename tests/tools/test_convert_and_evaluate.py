@@ -1,4 +1,5 @@
-"""The commands on a trained model: what they print and write, and what they say when something is wrong."""
+"""The commands on a trained model: what they print and write, and what they say when something is
+wrong."""
 
 import json
 import re
@@ -39,7 +40,8 @@ def command(repository):
 
 @pytest.fixture
 def refused(command, capsys):
-    """refused(tool, ...) is the message, in three lines on stderr, of a tool that ends with status 2."""
+    """refused(tool, ...) is the message, in three lines on stderr, of a tool that ends with status
+    2."""
 
     def run(tool: str, *args) -> str:
         capsys.readouterr()

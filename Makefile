@@ -1,0 +1,49 @@
+# Two commands: make quickstart, make test. Each makes the environment in .venv that it needs.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+SYSTEM_TORCH ?=
+python = $(VENV)/bin/python
+
+ifeq ($(SYSTEM_TORCH),)
+pins = constraints.txt
+else
+venv_flags = --system-site-packages
+pins = $(VENV)/constraints.txt
+endif
+
+.PHONY: quickstart test test-all lint clean
+
+quickstart: $(VENV)/installed  ## the whole chain on the sample data, on the CPU
+	rm -rf quickstart
+	$(python) examples/quickstart.py quickstart
+
+test: $(VENV)/installed-dev  ## every test that fits in 20 minutes on two cores
+	$(python) -m pytest -m "not slow" --durations=20 $(TEST_FLAGS)
+
+test-all: $(VENV)/installed-dev  ## the longer matrices too
+	$(python) -m pytest --durations=20 $(TEST_FLAGS)
+
+lint: $(VENV)/installed-dev
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) quickstart
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@echo "About to install megatron_yuyuan into $(VENV): torch 2.13.0, numpy, safetensors, tokenizers,"
+	@echo "sentencepiece, sacrebleu, lxml, rich, in the versions of constraints.txt (about 1 GB with a CPU torch)."
+	@echo "  On Linux pip's default torch brings the CUDA libraries, several GB. For a CPU torch give pip its index,"
+	@echo "  as pytorch.org/get-started shows it:   make quickstart PIP_FLAGS='--extra-index-url URL'"
+	@echo "  To use the torch that a Python has:    make quickstart SYSTEM_TORCH=1 PYTHON=/path/to/python"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(venv_flags) $(VENV)
+	test "$(pins)" = constraints.txt || grep -v '^torch==' constraints.txt > $(pins)
+	$(python) -m pip install -q $(PIP_FLAGS) -c $(pins) -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(python) -m pip install -q $(PIP_FLAGS) -c $(pins) -e '.[dev,megatron,report]'
+	touch $@
