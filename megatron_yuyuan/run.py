@@ -19,7 +19,7 @@ from megatron_yuyuan.checkpoint.dcp import (
     require_checkpoint,
     save_checkpoint,
 )
-from megatron_yuyuan.config import CheckpointConfig, Config, ModelConfig, validate
+from megatron_yuyuan.config import CheckpointConfig, Config
 from megatron_yuyuan.data import permutation
 from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.data.gpt_dataset import GPTDataset, split_documents
@@ -34,6 +34,7 @@ from megatron_yuyuan.parallel.plan import build_stages
 from megatron_yuyuan.train.loop import Trainer, train
 from megatron_yuyuan.train.optimizer import build_optimizer
 from megatron_yuyuan.train.state import TrainState
+from megatron_yuyuan.validation import validate
 
 
 def pretrain(config: Config) -> None:
@@ -48,12 +49,13 @@ def finetune(config: Config) -> None:
 
 def run(config: Config, samples) -> None:
     """Assemble a run and take its steps. Raises YuyuanError for what a person must change."""
+    ranks = mesh_module.world_size()
     origin = starting_point(config.checkpoint)
     tokenizer = run_tokenizer(config, origin)
-    config = resolve_model(config, tokenizer, origin)
+    config = resolve(config, tokenizer, origin, ranks)
+    validate(config, ranks)
     training_set, validation_set = samples(config, tokenizer)
-    config = resolve_length(config, len(training_set), mesh_module.world_size())
-    validate(config, mesh_module.world_size())
+    config = resolve_epochs(config, len(training_set))
 
     mesh = mesh_module.start(config.parallel)
     try:
@@ -125,28 +127,22 @@ def run_tokenizer(config: Config, origin: Origin | None) -> Tokenizer:
     return tokenizer
 
 
-def resolve_model(config: Config, tokenizer: Tokenizer, origin: Origin | None) -> Config:
-    """Fill in the parts of the model's shape that were left at 0. Raises ConfigError where a
-    checkpoint differs."""
-    given = config.model
-    vocab_size = given.vocab_size or tokenizer.vocab_size
-    if vocab_size < tokenizer.vocab_size:
-        raise ConfigError(
-            f"vocab_size={vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens",
-            "every token needs a row of the embedding",
-            "leave --vocab-size out",
+def resolve(config: Config, tokenizer: Tokenizer, origin: Origin | None, ranks: int) -> Config:
+    """Fill in what was left at 0: the model's shape, by its checkpoint or the tokenizer, and
+    global_batch_size. Raises ConfigError where a checkpoint has another shape."""
+    training, parallel, given = config.training, config.parallel, config.model
+    model_ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    whole_share = training.micro_batch_size * max(1, ranks // max(1, model_ranks))
+    config = config.replace(global_batch_size=training.global_batch_size or whole_share)
+    if origin is None:
+        config = config.replace(
+            vocab_size=given.vocab_size or tokenizer.vocab_size,
+            max_position_embeddings=given.max_position_embeddings or config.data.seq_length,
         )
-    positions = given.max_position_embeddings
-    if origin is not None:
-        saved = ModelConfig(**origin.state["config"]["model"])
-        shape = (
-            "num_layers",
-            "hidden_size",
-            "num_attention_heads",
-            "ffn_hidden_size",
-            "vocab_size",
-            "max_position_embeddings",
-        )
+    else:
+        saved = Config.from_dict({"model": origin.state["config"]["model"]}).model
+        shape = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size")
+        shape += ("max_position_embeddings", "vocab_size")
         for name in shape:
             mine, theirs = getattr(given, name), getattr(saved, name)
             if mine not in (0, theirs):
@@ -155,66 +151,65 @@ def resolve_model(config: Config, tokenizer: Tokenizer, origin: Origin | None) -
                     "the shape of a model is that of its weights",
                     f"leave --{name.replace('_', '-')} out",
                 )
-        return config.replace(
-            **{name: getattr(saved, name) for name in shape},
-            make_vocab_size_divisible_by=saved.make_vocab_size_divisible_by,
-            layernorm_epsilon=saved.layernorm_epsilon,
+        fixed = (*shape, "make_vocab_size_divisible_by", "layernorm_epsilon")
+        config = config.replace(**{name: getattr(saved, name) for name in fixed})
+    if config.model.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"vocab_size={config.model.vocab_size}, but the tokenizer has {tokenizer.vocab_size}",
+            "every token needs a row of the embedding",
+            "leave --vocab-size out",
         )
-    return config.replace(
-        vocab_size=vocab_size, max_position_embeddings=positions or config.data.seq_length
-    )
+    return config
 
 
-def resolve_length(config: Config, epoch_samples: int, ranks: int) -> Config:
-    """Fill in global_batch_size and turn epochs into train_iters."""
-    training, parallel = config.training, config.parallel
-    data_ranks = (
-        ranks // (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size or 1)
-        or 1
-    )
-    size = training.global_batch_size or training.micro_batch_size * data_ranks
-    if training.epochs and not training.train_iters and size:
-        steps = math.ceil(training.epochs * epoch_samples / size)
-        return config.replace(global_batch_size=size, train_iters=steps, epochs=0.0)
-    return config.replace(global_batch_size=size)
+def resolve_epochs(config: Config, samples: int) -> Config:
+    """Turn epochs into train_iters, the last one perhaps not whole."""
+    training = config.training
+    if not training.epochs:
+        return config
+    steps = math.ceil(training.epochs * samples / training.global_batch_size)
+    return config.replace(train_iters=steps, epochs=0.0)
 
 
 def text_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
     """Training and validation windows of data_path, or of train_data_path and valid_data_path."""
     data, seed = config.data, config.training.seed
-    if data.data_path:
-        shard = open_shard(data.data_path, "data_path", tokenizer)
-        train_documents, valid_documents, _ = split_documents(shard.num_documents, data.split)
-        valid = (
-            GPTDataset(shard, data.seq_length, None, valid_documents) if valid_documents else None
+    if not data.data_path:
+        train, valid = open_shards(config, tokenizer)
+        valid_set = GPTDataset(valid, data.seq_length, None) if valid else None
+        return GPTDataset(train, data.seq_length, seed), valid_set
+    if data.train_data_path or data.valid_data_path:
+        raise ConfigError(
+            "data_path and train_data_path or valid_data_path are given",
+            "either one shard is divided by split, or each part has its own",
+            "leave one of them out",
         )
-        return GPTDataset(shard, data.seq_length, seed, train_documents), valid
-    shard = open_shard(data.train_data_path, "data_path", tokenizer)
-    valid = (
-        GPTDataset(
-            open_shard(data.valid_data_path, "valid_data_path", tokenizer), data.seq_length, None
-        )
-        if data.valid_data_path
-        else None
-    )
-    return GPTDataset(shard, data.seq_length, seed), valid
+    shard = open_shard(data.data_path, "data_path", tokenizer)
+    train, valid, _ = split_documents(shard.num_documents, data.split)
+    valid_set = GPTDataset(shard, data.seq_length, None, valid) if valid else None
+    return GPTDataset(shard, data.seq_length, seed, train), valid_set
 
 
 def question_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
     """Training and validation pairs of train_data_path and valid_data_path."""
-    data = config.data
-    shard = open_shard(data.train_data_path, "train_data_path", tokenizer)
-    valid = (
-        QADataset(
-            open_shard(data.valid_data_path, "valid_data_path", tokenizer),
-            data.seq_length,
-            tokenizer.eod,
-            None,
+    if config.data.data_path:
+        raise ConfigError(
+            "data_path is given",
+            "questions are divided when they are preprocessed, by groups that share an answer's topic",
+            "--train-data-path PREFIX_train_qa_document --valid-data-path PREFIX_valid_qa_document",
         )
-        if data.valid_data_path
-        else None
-    )
-    return QADataset(shard, data.seq_length, tokenizer.eod, config.training.seed), valid
+    train, valid = open_shards(config, tokenizer)
+    length, eod = config.data.seq_length, tokenizer.eod
+    valid_set = QADataset(valid, length, eod, None) if valid else None
+    return QADataset(train, length, eod, config.training.seed), valid_set
+
+
+def open_shards(config: Config, tokenizer: Tokenizer):
+    """The shards of train_data_path and, if it is given, valid_data_path."""
+    train = open_shard(config.data.train_data_path, "train_data_path", tokenizer)
+    if not config.data.valid_data_path:
+        return train, None
+    return train, open_shard(config.data.valid_data_path, "valid_data_path", tokenizer)
 
 
 def open_shard(prefixes: tuple[str, ...], flag: str, tokenizer: Tokenizer) -> IndexedDataset:

@@ -5,6 +5,7 @@ import numpy as np
 from megatron_yuyuan.config import IGNORE
 from megatron_yuyuan.data.indexed_dataset import IndexedDataset
 from megatron_yuyuan.data.permutation import epoch_key, permuted
+from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
 from megatron_yuyuan.errors import DataError
 
 
@@ -22,6 +23,13 @@ class QADataset:
                 f"{shard.prefix} is not a question answering shard",
                 "its documents are not two sequences each, prompt and answer",
                 "tools/preprocess_data.py --input-format medquad-xml",
+            )
+        template = QuestionTemplate.from_dict(shard.meta.get("template", TEMPLATE.to_dict()))
+        if template != TEMPLATE:
+            raise DataError(
+                f"{shard.prefix} was made with the template {template}",
+                f"training, evaluation and generation use {TEMPLATE}",
+                "preprocess the questions again",
             )
         self.shard, self.seq_length, self.eod, self.seed = shard, seq_length, eod, seed
 
