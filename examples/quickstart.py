@@ -174,7 +174,7 @@ finetuned     {out / "finetuned"}
 answers       {out / "answers.jsonl"}
 Hugging Face  {out / "huggingface"}
 
-ask it        python tools/generate_text.py --load {out / "huggingface"} --question "What can a lack of vitamin C cause?"
+ask it        python tools/generate_text.py --load {out / "huggingface"} --question "What causes malaria?"
 next          README.md says how to run on your own data, and on 32 GPUs""")
 
 

@@ -14,59 +14,26 @@ from megatron_yuyuan.config import Config, config_fields, load_toml, nearest
 from megatron_yuyuan.errors import ConfigError, YuyuanError
 
 NOT_YET = frozenset(
-    [
-        "--context-parallel-size",
-        "--num-layers-per-virtual-pipeline-stage",
-        "--rampup-batch-size",
-        "--train-samples",
-        "--use-distributed-optimizer",
-        "--fp16",
-        "--loss-scale",
-        "--initial-loss-scale",
-        "--loss-scale-window",
-        "--hysteresis",
-        "--data-cache-path",
-        "--num-workers",
-        "--eod-mask-loss",
-        "--reset-position-ids",
-        "--reset-attention-mask",
-        "--untie-embeddings-and-output-weights",
-        "--save-retain-interval",
-        "--no-load-rng",
-        "--async-save",
-        "--verify-integrity",
-        "--exit-signal-handler",
-        "--exit-signal",
-        "--exit-duration-in-mins",
-        "--exit-interval",
-        "--log-throughput",
-        "--log-progress",
-        "--tensorboard-dir",
-        "--wandb-project",
-        "--iterations-to-skip",
-        "--check-for-nan-in-loss-and-grad",
-        "--deterministic-mode",
-        "--recompute-activations",
-        "--recompute-granularity",
-        "--recompute-method",
-        "--lr-warmup-samples",
-        "--lr-decay-samples",
-    ]
+    """
+    --context-parallel-size --num-layers-per-virtual-pipeline-stage --rampup-batch-size
+    --train-samples --use-distributed-optimizer --fp16 --loss-scale --initial-loss-scale
+    --loss-scale-window --hysteresis --data-cache-path --num-workers --eod-mask-loss
+    --reset-position-ids --reset-attention-mask --untie-embeddings-and-output-weights
+    --save-retain-interval --no-load-rng --async-save --verify-integrity --exit-signal-handler
+    --exit-signal --exit-duration-in-mins --exit-interval --log-throughput --log-progress
+    --tensorboard-dir --wandb-project --iterations-to-skip --check-for-nan-in-loss-and-grad
+    --deterministic-mode --recompute-activations --recompute-granularity --recompute-method
+    --lr-warmup-samples --lr-decay-samples
+    """.split()
 )
 """Megatron-LM flags whose feature is planned here and not built: refused, never ignored."""
 
 NO_EFFECT = frozenset(
-    [
-        "--use-mcore-models",
-        "--no-gradient-accumulation-fusion",
-        "--use-flash-attn",
-        "--overlap-grad-reduce",
-        "--overlap-param-gather",
-        "--manual-gc",
-        "--no-masked-softmax-fusion",
-        "--no-create-attention-mask-in-dataloader",
-        "--use-cpu-initialization",
-    ]
+    """
+    --use-mcore-models --no-gradient-accumulation-fusion --use-flash-attn --overlap-grad-reduce
+    --overlap-param-gather --manual-gc --no-masked-softmax-fusion
+    --no-create-attention-mask-in-dataloader --use-cpu-initialization
+    """.split()
 )
 """Megatron-LM flags without a value that change nothing here: accepted, and said so."""
 

@@ -36,3 +36,11 @@ def real_data(request) -> Path:
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
+    """A folder with a tokenizer and shards of the sample data (see commands.prepare)."""
+    from commands import prepare
+
+    return prepare(tmp_path_factory.mktemp("prepared"))

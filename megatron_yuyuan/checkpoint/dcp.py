@@ -194,9 +194,10 @@ def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     (damaged, a name or shape that does not fit) and UnsafeError (metadata that would run code).
     """
     _verify(path)
+    reader = _Reader(path)
     try:
         with _quiet():
-            dcp.load(tensors, storage_reader=_Reader(path), no_dist=not dist.is_initialized())
+            dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     except CheckpointException as error:
         causes = {
             str(cause[0] if isinstance(cause, tuple) else cause)
@@ -231,12 +232,17 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 
 class _Reader(dcp.FileSystemReader):
+    """DCP's reader with its metadata opened safely, once, before DCP takes over."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        with (path / ".metadata").open("rb") as stream:
+            self._metadata = _RestrictedUnpickler(stream).load()
+
     def read_metadata(self, *args, **kwargs) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as stream:
-            metadata = _RestrictedUnpickler(stream).load()
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+        self._metadata.storage_meta = self._metadata.storage_meta or StorageMeta()
+        self._metadata.storage_meta.load_id = self.load_id
+        return self._metadata
 
 
 def _digests(path: Path) -> dict[str, dict]:

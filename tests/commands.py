@@ -1,0 +1,55 @@
+"""A tiny tokenizer and shards, and the commands run as a person runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SAMPLE_DATA = ROOT / "examples" / "sample_data"
+
+
+def run(*command: object, ranks: int = 0, status: int | None = 0) -> subprocess.CompletedProcess:
+    """`python COMMAND`, or torchrun over `ranks` processes; check the exit status (None: any)."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    ended = subprocess.run(
+        [sys.executable, *(launcher if ranks else []), *map(str, command)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    if status is not None:
+        assert ended.returncode == status, ended.stdout + ended.stderr
+    return ended
+
+
+def tokenizer_flags(directory: Path) -> tuple[str, ...]:
+    return "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(directory)
+
+
+def prepare(directory: Path) -> Path:
+    """tokenizer/, text_text_document and qa_{train,test}_qa_document of the sample data."""
+    flags = tokenizer_flags(directory / "tokenizer")
+    pubmed, medquad = SAMPLE_DATA / "pubmed_sample.xml", SAMPLE_DATA / "medquad_train.xml"
+    tools = ROOT / "tools"
+    run(tools / "train_tokenizer.py", "--input", pubmed, "--vocab-size", 300, "--output-dir",
+        directory / "tokenizer")  # fmt: skip
+    run(tools / "preprocess_data.py", "--input", pubmed, "--output-prefix", directory / "text",
+        "--append-eod", *flags)  # fmt: skip
+    run(tools / "preprocess_data.py", "--input", medquad, "--output-prefix", directory / "qa",
+        "--split", "80,0,20", *flags)  # fmt: skip
+    return directory
+
+
+def train_flags(prepared: Path, save: Path, *more: object) -> tuple[object, ...]:
+    """A pretraining run of 12 steps of a very small model."""
+    return (
+        *(ROOT / "pretrain_gpt.py", "--device", "cpu", "--num-layers", 2, "--hidden-size", 32),
+        *("--num-attention-heads", 4, "--seq-length", 32, "--global-batch-size", 8),
+        *("--hidden-dropout", 0.1, "--lr", 3e-3, "--lr-warmup-iters", 2, "--train-iters", 12),
+        *("--save-interval", 4, "--eval-interval", 6, "--eval-iters", 1, "--split", "90,10,0"),
+        *("--data-path", prepared / "text_text_document", "--save", save),
+        *tokenizer_flags(prepared / "tokenizer"),
+        *more,
+    )

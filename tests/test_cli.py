@@ -1,0 +1,101 @@
+"""The command line: Megatron-LM's flags, refused or accepted but never ignored silently."""
+
+import subprocess
+import sys
+
+import pytest
+
+from megatron_yuyuan.cli import NO_EFFECT, NOT_YET, parse_config
+from megatron_yuyuan.config import config_fields
+from megatron_yuyuan.errors import ConfigError
+
+
+@pytest.mark.parametrize("flag", sorted(NOT_YET))
+def test_a_flag_whose_feature_is_not_built_is_refused(flag):
+    with pytest.raises(ConfigError, match="not yet"):
+        parse_config("", [flag, "1"])
+
+
+def test_no_flag_is_both_built_and_not_yet():
+    built = {"--" + name.replace("_", "-") for name in config_fields()}
+    assert not built & (NOT_YET | NO_EFFECT)
+
+
+def test_megatrons_flags_are_built_refused_or_without_effect(repository):
+    """The conventions a Megatron-LM script relies on."""
+    known = """--tensor-model-parallel-size --pipeline-model-parallel-size --context-parallel-size
+    --sequence-parallel --num-layers-per-virtual-pipeline-stage --use-distributed-optimizer
+    --distributed-backend --distributed-timeout-minutes --micro-batch-size --global-batch-size
+    --rampup-batch-size --seq-length --max-position-embeddings --train-iters --train-samples
+    --num-layers --hidden-size --ffn-hidden-size --num-attention-heads --init-method-std
+    --make-vocab-size-divisible-by --attention-dropout --hidden-dropout
+    --untie-embeddings-and-output-weights --lr --min-lr --lr-decay-style --lr-decay-iters
+    --lr-warmup-fraction --lr-warmup-iters --weight-decay --clip-grad --adam-beta1 --adam-beta2
+    --adam-eps --bf16 --fp16 --loss-scale --initial-loss-scale --loss-scale-window --hysteresis
+    --data-path --split --train-data-path --valid-data-path --data-cache-path --num-workers
+    --eod-mask-loss --reset-position-ids --vocab-file --merge-file --tokenizer-type
+    --tokenizer-model --save --load --save-interval --save-retain-interval --no-load-optim
+    --no-load-rng --finetune --ckpt-step --async-save --verify-integrity --exit-signal-handler
+    --exit-signal --exit-duration-in-mins --exit-interval --log-interval --log-throughput
+    --log-progress --eval-interval --eval-iters --tensorboard-dir --wandb-project
+    --iterations-to-skip --check-for-nan-in-loss-and-grad --seed --deterministic-mode""".split()
+    built = {"--" + name.replace("_", "-") for name in config_fields()}
+    assert set(known) <= built | NOT_YET
+
+
+def test_flags_without_effect_are_accepted_and_named(capsys):
+    config = parse_config("", ["--use_flash_attn", "--transformer-impl", "local", "--seed", "3"])
+    assert config.training.seed == 3
+    assert "--use-flash-attn, --transformer-impl: accepted, no effect" in capsys.readouterr().err
+
+
+def test_an_unknown_flag_names_the_nearest():
+    with pytest.raises(ConfigError, match="--micro-batch-size"):
+        parse_config("", ["--micro-batchsize", "3"])
+
+
+def test_the_resolved_configuration_can_be_printed(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_config("", ["--num-layers", "3", "--print-config"])
+    assert ended.value.code == 0
+    assert "num_layers = 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["pretrain_gpt.py", "finetune_qa.py"])
+def test_help_shows_every_flag_without_importing_torch(repository, command):
+    program = (
+        "import runpy, sys; sys.argv = ['x', '--help']\n"
+        "try: runpy.run_path(sys.orig_argv[-1], run_name='__main__')\n"
+        "except SystemExit: print('torch imported:', 'torch' in sys.modules)"
+    )
+    path = str(repository / command)
+    shown = subprocess.run(
+        [sys.executable, "-c", program, path], capture_output=True, text=True, check=True
+    ).stdout
+    assert "torch imported: False" in shown
+    assert all("--" + name.replace("_", "-") in shown for name in config_fields())
+
+
+def test_an_error_is_three_lines_and_status_2(repository):
+    ended = subprocess.run(
+        [sys.executable, str(repository / "pretrain_gpt.py"), "--fp16"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    lines = ended.stderr.splitlines()
+    assert [line[:8] for line in lines] == ["error: -", "  why: a", "  try: l"]
+    assert "not yet" in lines[0]
+
+
+def test_debug_adds_the_traceback(repository):
+    ended = subprocess.run(
+        [sys.executable, str(repository / "pretrain_gpt.py"), "--fp16", "--debug"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "Traceback" in ended.stderr
+    assert "error: --fp16" in ended.stderr

@@ -1,0 +1,100 @@
+"""A killed run goes on as if nothing had happened, to the last bit; and in another layout."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from commands import run, train_flags
+
+from megatron_yuyuan.checkpoint.dcp import TRACKER, find_checkpoint
+from megatron_yuyuan.config import Config, load_toml
+from megatron_yuyuan.log import read_metrics
+
+LAYOUT = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2)
+
+
+def step_lines(save) -> dict[int, str]:
+    """Iteration -> the figures of its line as text, but for those of the clock."""
+    clock = ("seconds", "tokens_per_second")
+    steps = read_metrics(save / "metrics.jsonl", "step")
+    return {
+        s["iteration"]: json.dumps({k: v for k, v in s.items() if k not in clock}) for s in steps
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepared, tmp_path_factory):
+    save = tmp_path_factory.mktemp("uninterrupted") / "run"
+    run(*train_flags(prepared, save, *LAYOUT), ranks=4)
+    return save
+
+
+def kill_after(iteration: int, command: tuple, save) -> None:
+    """Start a job of 4 ranks and kill -9 every process of it once it has taken `iteration` steps."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    job = subprocess.Popen(
+        [sys.executable, *launcher, *map(str, command)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    metrics, deadline = save / "metrics.jsonl", time.monotonic() + 120
+    while not metrics.exists() or metrics.read_text().count('"event": "step"') < iteration:
+        assert job.poll() is None, "the job ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = subprocess.run(["ps", "-o", "pid=", "--ppid", str(job.pid)], capture_output=True,
+                             text=True, check=True).stdout.split()  # fmt: skip
+    for pid in [*map(int, workers), job.pid]:
+        os.kill(pid, signal.SIGKILL)
+    job.wait()
+
+
+def test_a_run_killed_between_checkpoints_resumes_bit_for_bit(prepared, uninterrupted, tmp_path):
+    save = tmp_path / "run"
+    command = train_flags(prepared, save, *LAYOUT)
+    kill_after(6, command, save)
+    assert find_checkpoint(save).name in ("iter_0000004", "iter_0000008")
+    assert not (save / "iter_0000012").exists()
+    run(*command, ranks=4)
+    assert step_lines(save) == step_lines(uninterrupted)
+    [restart] = [e for line in (save / "metrics.jsonl").read_text().splitlines()
+                 if (e := json.loads(line))["event"] == "restart"]  # fmt: skip
+    assert restart["iteration"] in (4, 8)
+    validations = [read_metrics(s / "metrics.jsonl", "evaluation") for s in (save, uninterrupted)]
+    assert validations[0] == validations[1]
+
+
+@pytest.mark.parametrize("flags", [(), ("--tensor-model-parallel-size", 2, "--sequence-parallel")])
+def test_another_layout_continues_with_the_same_losses(prepared, uninterrupted, tmp_path, flags):
+    save = tmp_path / "run"
+    load = ("--load", uninterrupted, "--ckpt-step", 4)
+    run(*train_flags(prepared, save, *load, *flags), ranks=2 if flags else 0)
+    steps = {s["iteration"]: s for s in read_metrics(save / "metrics.jsonl", "step")}
+    expected = read_metrics(uninterrupted / "metrics.jsonl", "step")
+    assert sorted(steps) == list(range(5, 13))
+    for step in expected[4:]:
+        mine = steps[step["iteration"]]
+        assert mine["lm_loss"] == pytest.approx(step["lm_loss"], rel=1e-5)
+        assert mine["grad_norm"] == pytest.approx(step["grad_norm"], rel=1e-4)
+        assert mine["consumed_samples"] == step["consumed_samples"]
+
+
+def test_a_finished_run_started_again_changes_nothing(prepared, uninterrupted):
+    before = step_lines(uninterrupted)
+    run(*train_flags(prepared, uninterrupted, *LAYOUT), ranks=4)
+    assert step_lines(uninterrupted) == before
+    assert (uninterrupted / TRACKER).read_text() == "12"
+
+
+def test_the_run_directory_reloads_as_its_configuration(uninterrupted):
+    config = Config().replace(**load_toml(uninterrupted / "config.toml"))
+    saved = json.loads((uninterrupted / "iter_0000012" / "state.json").read_text())
+    assert Config.from_dict(saved["config"]) == config
+    assert (config.training.train_iters, config.model.vocab_size) == (12, 300)
+    assert (uninterrupted / "tokenizer" / "tokenizer.json").exists()
