@@ -43,6 +43,9 @@ NO_EFFECT_WITH_VALUE = frozenset({"--transformer-impl"})
 class ArgumentParser(argparse.ArgumentParser):
     """argparse whose errors are `ConfigError`s and whose flags may be written with - or _."""
 
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
     def parse_args(self, args: Sequence[str] | None = None, namespace=None):
         words = [
             re.sub(r"^(--[^=]+)", lambda m: m[1].replace("_", "-"), word)
@@ -71,9 +74,7 @@ def parse_config(description: str, args: Sequence[str] | None = None) -> Config:
     0.
     """
     parser = ArgumentParser(
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--config",
@@ -83,7 +84,7 @@ def parse_config(description: str, args: Sequence[str] | None = None) -> Config:
         help="values by table; may be given several times",
     )
     parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved configuration and stop"
+        "--print-config", action="store_true", help="print what files and flags say, and stop"
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     groups: dict[str, argparse._ArgumentGroup] = {}

@@ -170,8 +170,8 @@ class CheckpointConfig:
     """What is written where, and what the run starts from."""
 
     save: str = ""
-    """Run directory: checkpoints, config.toml, tokenizer, metrics.jsonl. A run continues from what
-    it finds here."""
+    """Run directory: checkpoints, config.toml, tokenizer, metrics.jsonl. Without load, a run continues
+    from what it finds here."""
     save_interval: int = 1000
     """Iterations between checkpoints; the last iteration is always saved."""
     load: str = ""

@@ -20,9 +20,12 @@ class Log:
     def __init__(self, directory: str | Path | None, speaks: bool):
         self.speaks = speaks
         self._file = None
+        self.has_history = False
+        """The file held something before this run: a killed run's steps, which a restart takes back."""
         if speaks and directory:
             path = Path(directory) / "metrics.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
+            self.has_history = path.exists() and path.stat().st_size > 0
             cut = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
             self._file = path.open("a", encoding="utf-8")
             if cut:  # a run killed in the middle of a line: close it, so that ours stands alone

@@ -67,6 +67,8 @@ def run(config: Config, samples) -> None:
             save_run_files(config, tokenizer)
         if origin is not None:
             load_into(state, origin, config.checkpoint, log)
+        if state.iteration or log.has_history:
+            log.event("restart", iteration=state.iteration)
         trainer = Trainer(config, state)
         train(
             trainer, training_set, validation_set, lambda: save(config, state, tokenizer, log), log
@@ -245,8 +247,8 @@ def load_into(state: TrainState, origin: Origin, checkpoint: CheckpointConfig, l
         )
     load_tensors(origin.path, state.tensors(with_moments))
     if not origin.weights_only:
-        state.set_iteration(origin.state["iteration"], origin.state["consumed_samples"])
-        log.event("restart", iteration=state.iteration, path=str(origin.path))
+        iteration, consumed = origin.state["iteration"], origin.state["consumed_samples"]
+        state.continue_after(iteration, consumed, with_moments)
     log.line(f"{'weights of' if origin.weights_only else 'continuing'} {origin.path}")
 
 

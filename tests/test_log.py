@@ -42,6 +42,13 @@ def test_a_restart_takes_back_what_came_after_its_checkpoint(tmp_path):
     assert [(s["iteration"], s["lm_loss"]) for s in steps] == [(1, 1.0), (2, 20.0)]
 
 
+def test_a_run_knows_that_another_wrote_before_it(tmp_path):
+    log = Log(tmp_path, True)
+    assert not log.has_history
+    log.event("step", iteration=1)
+    assert Log(tmp_path, True).has_history
+
+
 def test_a_line_cut_by_a_kill_is_skipped_and_closed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"event": "step", "schema": 1, "iteration": 1}\n{"event": "st')

@@ -1,6 +1,6 @@
 """Answer the questions of a JSONL file and score the answers.
 
-    python tools/evaluate_qa.py --load RUN --data medquad.test.jsonl --limit 100 --output answers.jsonl
+    python tools/evaluate_qa.py --load RUN --data medquad_test.jsonl --limit 100 --output answers.jsonl
 
 Every line of --data is {"question": ..., "answer": ...}, as tools/preprocess_data.py writes it for
 held-out pairs. Printed: BLEU-1 to BLEU-4 with their protocol, exact match, some answers. --output

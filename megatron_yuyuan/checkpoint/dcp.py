@@ -67,9 +67,7 @@ def find_checkpoint(directory: str | Path, iteration: int | None = None) -> Path
 
     Whole means that it has its manifest, which is written last.
     """
-    whole = sorted(
-        p.parent for p in Path(directory).glob("iter_*/manifest.json") if p.parent.suffix == ""
-    )
+    whole = _whole(directory)
     if iteration is not None:
         path = checkpoint_path(directory, iteration)
         return path if path in whole else None
@@ -82,12 +80,18 @@ def find_checkpoint(directory: str | Path, iteration: int | None = None) -> Path
     return whole[-1] if whole else None
 
 
+def _whole(directory: str | Path) -> list[Path]:
+    """Checkpoints with their manifest, in order; not one being written (.tmp) or replaced (.old)."""
+    found = (p.parent for p in Path(directory).glob("iter_*/manifest.json"))
+    return sorted(p for p in found if p.suffix == "")
+
+
 def require_checkpoint(directory: str | Path, iteration: int | None = None) -> Path:
     """`find_checkpoint`, or DataError where it finds none."""
     path = find_checkpoint(directory, iteration)
     if path is None:
         which = f"of iteration {iteration} " if iteration is not None else ""
-        found = sorted(p.parent.name for p in Path(directory).glob("iter_*/manifest.json"))
+        found = [p.name for p in _whole(directory)]
         raise DataError(
             f"no checkpoint {which}in {directory}",
             "it was named as the place to start from",

@@ -16,7 +16,7 @@ from megatron_yuyuan.parallel.mesh import Mesh
 
 
 def stage_layers(num_layers: int, stages: int) -> list[range]:
-    """Which layers each stage holds: consecutive runs of equal length."""
+    """Which layers each stage holds: consecutive runs, as equal as can be."""
     return [range(s * num_layers // stages, (s + 1) * num_layers // stages) for s in range(stages)]
 
 
@@ -27,9 +27,10 @@ class Pipeline:
     whole batch; only hidden states travel.
     """
 
-    def __init__(self, stages: list[GPT2], mesh: Mesh, micro_batches: int):
+    def __init__(self, stages: list[GPT2], mesh: Mesh, micro_batches: int, bf16: bool):
         [self.model] = stages
         self.mesh, self.micro_batches = mesh, micro_batches
+        self._hidden_dtype = torch.bfloat16 if bf16 else torch.float32
         self.stage, self.stages = mesh.rank("pipeline"), mesh.size("pipeline")
         self.is_first, self.is_last = self.stage == 0, self.stage == self.stages - 1
         self._tokens = 1.0
@@ -88,19 +89,15 @@ class Pipeline:
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
         """(2,) float64 on every rank of the pipeline: summed loss and number of learned labels of
-        this batch."""
+        this batch, one micro batch at a time."""
         self.model.eval()
-        x, group = batch.tokens, self.mesh.group("pipeline") if self.stages > 1 else None
-        if not self.is_first:
-            x = self._empty_hidden(batch)
-            dist.recv(x, group=group, group_src=self.stage - 1)
-        x = self.model(x, **batch.sides(), step=0, labels=batch.labels)
-        if not self.is_last:
-            dist.send(x.contiguous(), group=group, group_dst=self.stage + 1)
         result = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
-        if self.is_last:
-            result.copy_(torch.cat(x))
+        for micro in batch.split(self.micro_batches):
+            output = self._pass_on(micro)
+            if self.is_last:
+                result += torch.cat(output)
         if self.stages > 1:
+            group = self.mesh.group("pipeline")
             dist.broadcast(result, group=group, group_src=self.stages - 1)
         return result
 
@@ -111,9 +108,19 @@ class Pipeline:
             if isinstance(module, FSDPModule):
                 module.reshard()
 
+    def _pass_on(self, batch: Batch):
+        """Forward through this stage: hidden states from the stage before, and to the next."""
+        group, x = self.mesh.group("pipeline"), batch.tokens
+        if not self.is_first:
+            x = self._empty_hidden(batch)
+            dist.recv(x, group=group, group_src=self.stage - 1)
+        x = self.model(x, **batch.sides(), step=0, labels=batch.labels)
+        if not self.is_last:
+            dist.send(x.contiguous(), group=group, group_dst=self.stage + 1)
+        return x
+
     def _empty_hidden(self, batch: Batch) -> Tensor:
         axis = next(iter(self.model.h.values())).ln_1.axis
         tokens = batch.tokens.shape[1] // (axis.size if axis.divides_sequence else 1)
-        dtype = self.model._get_fsdp_state()._mp_policy.param_dtype or torch.float32
         shape = (batch.tokens.shape[0], tokens, self.model.config.hidden_size)
-        return torch.empty(shape, dtype=dtype, device=self.mesh.device)
+        return torch.empty(shape, dtype=self._hidden_dtype, device=self.mesh.device)

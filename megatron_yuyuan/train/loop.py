@@ -25,7 +25,8 @@ class Trainer:
         self.config, self.state, self.mesh = config, state, state.mesh
         training = config.training
         share = training.global_batch_size // self.mesh.size("data")
-        self.pipeline = Pipeline(state.stages, self.mesh, share // training.micro_batch_size)
+        micro_batches = share // training.micro_batch_size
+        self.pipeline = Pipeline(state.stages, self.mesh, micro_batches, training.bf16)
 
     def batch(self, dataset: Dataset, consumed: int, limit: int | None = None):
         """This data rank's share of the global batch after `consumed` samples."""

@@ -51,8 +51,12 @@ class TrainState:
                 state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state
 
-    def set_iteration(self, iteration: int, consumed_samples: int) -> None:
-        """Continue after `iteration` steps: AdamW's bias correction counts them too."""
+    def continue_after(
+        self, iteration: int, consumed_samples: int, with_moments: bool = True
+    ) -> None:
+        """Stand where `iteration` steps have been taken. Loaded moments are corrected for the bias
+        of as many steps; fresh ones (with_moments False) begin to count now."""
         self.iteration, self.consumed_samples = iteration, consumed_samples
-        for parameter in self.model.parameters():
-            self.moments(parameter)["step"].fill_(iteration)
+        if with_moments:
+            for parameter in self.model.parameters():
+                self.moments(parameter)["step"].fill_(iteration)

@@ -53,7 +53,7 @@ def load_and_train(config, directory):
     trainer = build_trainer(config)
     assert not trainer.state.optimizer.state, "a fresh optimizer has no state to load into"
     load_tensors(find_checkpoint(directory), trainer.state.tensors())
-    trainer.state.set_iteration(2, 16)
+    trainer.state.continue_after(2, 16)
     for parameter in trainer.state.model.parameters():
         state = trainer.state.optimizer.state[parameter]
         assert state["step"] == 2
@@ -82,7 +82,7 @@ def test_any_layout_continues_what_any_layout_saved(ranks, tmp_path, saved, load
 def forget_the_moments(config, directory):
     trainer = build_trainer(config)
     load_tensors(find_checkpoint(directory), trainer.state.tensors(with_moments=False))
-    trainer.state.set_iteration(2, 16)
+    trainer.state.continue_after(2, 16)
     return losses(trainer, 2)
 
 

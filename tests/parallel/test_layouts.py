@@ -93,9 +93,18 @@ def test_one_rank_takes_the_step_of_the_undivided_model(alone, config):
     assert difference <= 1e-5, name
 
 
-@pytest.mark.parametrize("layout", all_layouts(2, 4, 8), ids=str)
+@pytest.mark.parametrize("layout", [*all_layouts(2, 4, 8), Layout(pipeline=3)], ids=str)
 def test_any_layout_takes_the_steps_one_process_takes(ranks, alone, layout):
-    config = DROPOUT if layout.ranks == 4 else TINY
+    compare(ranks, alone, DROPOUT if layout.ranks == 4 else TINY, layout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", all_layouts(2, 8), ids=str)
+def test_any_layout_drops_what_one_process_drops(ranks, alone, layout):
+    compare(ranks, alone, DROPOUT, layout)
+
+
+def compare(ranks, alone, config, layout) -> None:
     expected_gradients, expected = alone[config]
     gradients, figures = ranks.run(layout.ranks, trajectory, layout.of(config))
     difference, name = largest_difference(gradients, expected_gradients)

@@ -1,0 +1,41 @@
+"""The README's first command: raw records in, an answering model out."""
+
+import json
+
+from commands import ROOT, run
+
+from megatron_yuyuan.log import read_metrics
+
+
+def test_the_quickstart_teaches_a_tiny_model_to_answer(tmp_path):
+    out = tmp_path / "quick start"
+    ended = run(ROOT / "examples" / "quickstart.py", out)
+    answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    right = sum(a["answer"].split() == a["reference"].split() for a in answers)
+    assert len(answers) == 120
+    assert right >= 90, ended.stdout
+    assert f"{right} of 120 questions" in ended.stdout
+    assert "pipeline 2 x data 2 x tensor 2 on cpu over gloo" in ended.stdout
+    for product in ("tokenizer", "data", "pretrained", "finetuned", "huggingface"):
+        assert any((out / product).iterdir())
+        assert str(out / product) in ended.stdout
+    validation = read_metrics(out / "pretrained" / "metrics.jsonl", "evaluation")
+    assert validation[-1]["validation_loss"] < validation[0]["validation_loss"]
+    load_and_ask(out / "huggingface")
+    again = run(ROOT / "examples" / "quickstart.py", out, status=1)
+    assert "try: remove it" in again.stderr
+
+
+def load_and_ask(directory) -> None:
+    """The model card's own snippets, on the exported directory."""
+    from transformers import GPT2Model, GPT2Tokenizer, pipeline
+
+    tokenizer = GPT2Tokenizer.from_pretrained(directory)
+    model = GPT2Model.from_pretrained(directory)
+    encoded = tokenizer("Replace me by any text you'd like.", return_tensors="pt")
+    assert model(**encoded).last_hidden_state.shape[-1] == 128
+    generator = pipeline("text-generation", model=str(directory))
+    prompt = "Question:What causes malaria? answer:"
+    [written] = generator(prompt, max_new_tokens=20, do_sample=False)
+    assert written["generated_text"].startswith(prompt)
+    assert "Plasmodium" in written["generated_text"]
