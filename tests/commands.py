@@ -9,7 +9,9 @@ ROOT = Path(__file__).parent.parent
 SAMPLE_DATA = ROOT / "examples" / "sample_data"
 
 
-def run(*command: object, ranks: int = 0, status: int | None = 0) -> subprocess.CompletedProcess:
+def run(
+    *command: object, ranks: int = 0, status: int | None = 0, cwd: Path | None = None
+) -> subprocess.CompletedProcess:
     """`python COMMAND`, or torchrun over `ranks` processes; check the exit status (None: any)."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     ended = subprocess.run(
@@ -17,6 +19,7 @@ def run(*command: object, ranks: int = 0, status: int | None = 0) -> subprocess.
         capture_output=True,
         text=True,
         check=False,
+        cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     if status is not None:
@@ -24,7 +27,7 @@ def run(*command: object, ranks: int = 0, status: int | None = 0) -> subprocess.
     return ended
 
 
-def tokenizer_flags(directory: Path) -> tuple[str, ...]:
+def tokenizer_flags(directory: Path | str) -> tuple[str, ...]:
     return "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(directory)
 
 
