@@ -160,7 +160,7 @@ class TrainingConfig:
     eval_interval: int = 1000
     """Iterations between evaluations on the validation set; the last iteration always evaluates."""
     eval_iters: int = 100
-    """Largest number of global batches an evaluation reads."""
+    """Largest number of global batches an evaluation reads; 0 switches evaluation off."""
     log_interval: int = 1
     """Iterations between lines on the console; metrics.jsonl gets every one."""
 

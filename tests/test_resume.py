@@ -87,7 +87,8 @@ def test_another_layout_continues_with_the_same_losses(prepared, uninterrupted, 
 
 def test_a_finished_run_started_again_changes_nothing(prepared, uninterrupted):
     before = step_lines(uninterrupted)
-    run(*train_flags(prepared, uninterrupted, *LAYOUT), ranks=4)
+    ended = run(*train_flags(prepared, uninterrupted, *LAYOUT), ranks=4)
+    assert "nothing left to do: 12 of 12" in ended.stdout
     assert step_lines(uninterrupted) == before
     assert (uninterrupted / TRACKER).read_text() == "12"
 

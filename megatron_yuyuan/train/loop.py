@@ -127,6 +127,10 @@ def train(
     """Step until train_iters, evaluating and saving on the way and at the end."""
     config, state = trainer.config, trainer.state
     last = config.training.train_iters
+    if state.iteration >= last:
+        log.line(f"nothing left to do: {state.iteration} of {last} iterations are taken")
+    if config.training.eval_iters == 0:
+        validation_set = None
     while state.iteration < last:
         figures = trainer.step(training_set)
         log.event("step", **figures)
