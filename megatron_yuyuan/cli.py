@@ -11,33 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_yuyuan.config import Config, config_fields, load_toml, nearest
-from megatron_yuyuan.errors import ConfigError, YuyuanError
-
-NOT_YET = frozenset(
-    """
-    --context-parallel-size --num-layers-per-virtual-pipeline-stage --rampup-batch-size
-    --train-samples --use-distributed-optimizer --fp16 --loss-scale --initial-loss-scale
-    --loss-scale-window --hysteresis --data-cache-path --num-workers --eod-mask-loss
-    --reset-position-ids --reset-attention-mask --untie-embeddings-and-output-weights
-    --save-retain-interval --no-load-rng --async-save --verify-integrity --exit-signal-handler
-    --exit-signal --exit-duration-in-mins --exit-interval --log-throughput --log-progress
-    --tensorboard-dir --wandb-project --iterations-to-skip --check-for-nan-in-loss-and-grad
-    --deterministic-mode --recompute-activations --recompute-granularity --recompute-method
-    --lr-warmup-samples --lr-decay-samples
-    """.split()
-)
-"""Megatron-LM flags whose feature is planned here and not built: refused, never ignored."""
-
-NO_EFFECT = frozenset(
-    """
-    --use-mcore-models --no-gradient-accumulation-fusion --use-flash-attn --overlap-grad-reduce
-    --overlap-param-gather --manual-gc --no-masked-softmax-fusion
-    --no-create-attention-mask-in-dataloader --use-cpu-initialization
-    """.split()
-)
-"""Megatron-LM flags without a value that change nothing here: accepted, and said so."""
-
-NO_EFFECT_WITH_VALUE = frozenset({"--transformer-impl"})
+from megatron_yuyuan.errors import ConfigError, YuyuanError, refused_for_now
+from megatron_yuyuan.megatron_flags import NO_EFFECT, NO_EFFECT_WITH_VALUE, not_yet
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -45,6 +20,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None):
         words = [
@@ -55,12 +31,11 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        if unknown and unknown[1] in NOT_YET:
-            raise ConfigError(
-                f"{unknown[1]} is not yet supported",
-                "a flag of Megatron-LM that would be ignored silently is refused instead",
-                "leave it out; README.md lists what works today",
-            )
+        choice = re.match(r"argument (\S+): invalid choice: '([^']+)'", message)
+        if unknown and not_yet(unknown[1]):
+            raise refused_for_now(unknown[1])
+        if choice and not_yet(choice[2]):
+            raise refused_for_now(f"{choice[1]} {choice[2]}")
         if unknown:
             remedy = nearest(unknown[1], self._option_string_actions)
             raise ConfigError(f"unknown argument {unknown[1]}", "nothing reads it", remedy)
@@ -86,7 +61,6 @@ def parse_config(description: str, args: Sequence[str] | None = None) -> Config:
     parser.add_argument(
         "--print-config", action="store_true", help="print what files and flags say, and stop"
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     groups: dict[str, argparse._ArgumentGroup] = {}
     documented = _field_documentation()
     for name, (group, declared) in config_fields().items():

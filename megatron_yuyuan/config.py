@@ -9,7 +9,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_yuyuan.errors import ConfigError
+from megatron_yuyuan.errors import ConfigError, refused_for_now
+from megatron_yuyuan.megatron_flags import not_yet
 
 IGNORE = -100
 """The label of a token that is not learned: a prompt, padding. torch's own default for cross
@@ -52,6 +53,14 @@ class ModelConfig:
     @property
     def mlp_size(self) -> int:
         return self.ffn_hidden_size or 4 * self.hidden_size
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the whole model, the tied embedding once and its padding included."""
+        c, f = self.hidden_size, self.mlp_size
+        block = 4 * c * c + 2 * c * f + (3 * c + c + f + c) + 4 * c
+        rows = self.padded_vocab_size + self.max_position_embeddings + 2
+        return self.num_layers * block + rows * c
 
     @property
     def padded_vocab_size(self) -> int:
@@ -275,6 +284,8 @@ def flatten(groups: dict, source: str) -> dict:
             )
         for name, value in entries.items():
             group, declared = fields.get(name, ("", None))
+            if not group and not_yet(name):
+                raise refused_for_now(f"{source}: {name}")
             if group != table:
                 place = f"{name} belongs to [{group}]" if group else nearest(name, fields)
                 raise ConfigError(
@@ -302,6 +313,8 @@ def _checked(value, declared: dataclasses.Field, source: str):
             f"{source}: {declared.name} = {value!r} is not {name}", "types are checked", f"a {name}"
         )
     choices = declared.metadata.get("choices")
+    if choices and not_yet(str(value)):
+        raise refused_for_now(f"{source}: {declared.name} = {value!r}")
     if choices and value not in choices:
         raise ConfigError(
             f"{source}: {declared.name} = {value!r}", "not a known choice", ", ".join(choices)

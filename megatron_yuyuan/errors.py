@@ -11,8 +11,6 @@ class YuyuanError(Exception):
           try: 1, 2, 4, 8, 16 or 32
     """
 
-    kind = "usage"
-
     def __init__(self, what: str, why: str, remedy: str):
         super().__init__(what, why, remedy)
         self.what, self.why, self.remedy = what, why, remedy
@@ -40,10 +38,15 @@ class ConfigErrors(ConfigError):
 class DataError(YuyuanError):
     """An input, a shard, a tokenizer or a checkpoint that is missing, damaged or does not fit."""
 
-    kind = "data"
-
 
 class UnsafeError(YuyuanError):
     """A file that would run code or leave its folder if it were opened as asked."""
 
-    kind = "unsafe"
+
+def refused_for_now(what: str) -> ConfigError:
+    """The error for something of Megatron-LM's that is not built here."""
+    return ConfigError(
+        f"{what} is not yet supported",
+        "what would be ignored silently is refused instead",
+        "leave it out; README.md says what works today",
+    )

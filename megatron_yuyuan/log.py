@@ -2,8 +2,13 @@
 SAVE/metrics.jsonl."""
 
 import json
+import os
+import sys
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
+
+from megatron_yuyuan.errors import DataError
 
 SCHEMA = 1
 """Version of the objects in metrics.jsonl; docs/metrics.md describes it."""
@@ -14,33 +19,49 @@ class Log:
 
     An object of metrics.jsonl has `event` (step, evaluation, save, restart) and `schema`. Floats
     are written with repr, so that equal strings mean equal bits. A line is written and flushed
-    whole; a killed run may cut the last.
+    whole; a killed run may cut the last. The file is opened by the first event.
     """
 
     def __init__(self, directory: str | Path | None, speaks: bool):
-        self.speaks = speaks
-        self._file = None
-        self.has_history = False
-        """The file held something before this run: a killed run's steps, which a restart takes back."""
-        if speaks and directory:
-            path = Path(directory) / "metrics.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.has_history = path.exists() and path.stat().st_size > 0
-            cut = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-            self._file = path.open("a", encoding="utf-8")
-            if cut:  # a run killed in the middle of a line: close it, so that ours stands alone
-                self._file.write("\n")
+        self._path = Path(directory) / "metrics.jsonl" if directory and speaks else None
+        self._file: TextIO | None = None
+        self._console = speaks
+        self.has_history = bool(self._path and self._path.exists() and self._path.stat().st_size)
+        """The file held something before this run: a killed run's steps, perhaps."""
 
     def line(self, text: str) -> None:
-        """Print on rank 0."""
-        if self.speaks:
-            print(text, flush=True)
+        """Print on rank 0. A reader who has gone (head, a closed terminal) does not end the run."""
+        if self._console:
+            try:
+                print(text, flush=True)
+            except BrokenPipeError:
+                self._console = False
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def event(self, event: str, **values) -> None:
-        """Append one object to metrics.jsonl."""
-        if self._file:
-            self._file.write(json.dumps({"event": event, "schema": SCHEMA, **values}) + "\n")
+        """Append one object to metrics.jsonl. Raises DataError where the disk refuses."""
+        if not self._path:
+            return
+        try:
+            self._file = self._file or self._open(self._path)
+            text = json.dumps({"event": event, "schema": SCHEMA, **values}, allow_nan=False)
+            self._file.write(text + "\n")
             self._file.flush()
+        except OSError as error:
+            raise DataError(
+                f"cannot write {self._path}: {error.strerror}",
+                "every step of a run is recorded there",
+                "a --save directory with room that may be written to",
+            ) from None
+
+    @staticmethod
+    def _open(path: Path) -> TextIO:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        was_cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+        file = path.open("a", encoding="utf-8")
+        if was_cut:  # a run killed in the middle of a line: close it, so that ours stands alone
+            file.write("\n")
+        return file
 
     def step(self, values: dict, train_iters: int) -> None:
         """Print one step in Megatron-LM's own line, our figures appended.

@@ -3,7 +3,7 @@ samples.
 
     configuration -> tokenizer -> where to start from -> samples -> mesh -> divided model -> steps
 
-Everything that can be wrong with what a person gave is found before the first process group exists.
+What can be wrong with flags, configuration, tokenizer and shards is found before a process group exists.
 """
 
 import math
@@ -19,7 +19,7 @@ from megatron_yuyuan.checkpoint.dcp import (
     require_checkpoint,
     save_checkpoint,
 )
-from megatron_yuyuan.config import CheckpointConfig, Config
+from megatron_yuyuan.config import CheckpointConfig, Config, ModelConfig, config_fields
 from megatron_yuyuan.data import permutation
 from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.data.gpt_dataset import GPTDataset, split_documents
@@ -30,6 +30,7 @@ from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.parallel import mesh as mesh_module
+from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.plan import build_stages
 from megatron_yuyuan.train.loop import Trainer, train
 from megatron_yuyuan.train.optimizer import build_optimizer
@@ -60,18 +61,21 @@ def run(config: Config, samples) -> None:
     mesh = mesh_module.start(config.parallel)
     try:
         log = Log(config.checkpoint.save, mesh.is_main)
+        introduce(config, mesh, training_set, validation_set, log)
         stages = build_stages(config, mesh)
-        state = TrainState(stages, build_optimizer(stages[0], config.optimizer), mesh)
-        _introduce(config, state, training_set, log)
-        if config.checkpoint.save and mesh.is_main:
-            save_run_files(config, tokenizer)
+        state = TrainState(stages, build_optimizer(stages, config.optimizer), mesh)
         if origin is not None:
             load_into(state, origin, config.checkpoint, log)
+        if config.checkpoint.save and mesh.is_main:  # only now: a failed start leaves nothing
+            save_run_files(config, tokenizer)
         if state.iteration or log.has_history:
             log.event("restart", iteration=state.iteration)
-        trainer = Trainer(config, state)
         train(
-            trainer, training_set, validation_set, lambda: save(config, state, tokenizer, log), log
+            Trainer(config, state),
+            training_set,
+            validation_set,
+            lambda: save(config, state, tokenizer, log),
+            log,
         )
     finally:
         mesh_module.stop()
@@ -93,9 +97,14 @@ def starting_point(checkpoint: CheckpointConfig) -> Origin | None:
 
     --load DIR continues what is there, or ends the run. With --finetune its weights begin a new
     run, which a restart continues from --save. Without --load a run continues from --save, or
-    begins fresh.
+    begins fresh. --ckpt-step chooses among the checkpoints of --load, or else of --save.
     """
-    own = find_checkpoint(checkpoint.save) if checkpoint.save else None
+    step, own = checkpoint.ckpt_step or None, None
+    if checkpoint.save:
+        chosen = step and not checkpoint.load
+        own = (require_checkpoint if chosen else find_checkpoint)(
+            checkpoint.save, step if chosen else None
+        )
     if checkpoint.finetune and own is None:
         if not checkpoint.load:
             raise ConfigError(
@@ -103,11 +112,27 @@ def starting_point(checkpoint: CheckpointConfig) -> Origin | None:
                 "finetuning starts from the weights of another run",
                 "--load RUN_DIRECTORY of the pretraining",
             )
-        path = require_checkpoint(checkpoint.load, checkpoint.ckpt_step or None)
+        path = require_checkpoint(checkpoint.load, step)
         return Origin(path, True, read_state(path))
     if checkpoint.load and not checkpoint.finetune:
-        own = require_checkpoint(checkpoint.load, checkpoint.ckpt_step or None)
-    return Origin(own, False, read_state(own)) if own else None
+        own = require_checkpoint(checkpoint.load, step)
+    if own is None:
+        return None
+    state = read_state(own)
+    if state["data_order"] != permutation.VERSION:
+        raise DataError(
+            f"{own} read its data in order {state['data_order']}, this code uses "
+            f"{permutation.VERSION}",
+            "samples would be repeated and left out",
+            "--finetune, which begins the data again",
+        )
+    if not (state["optimizer"] or checkpoint.no_load_optim):
+        raise DataError(
+            f"{own} holds weights only",
+            "a run cannot be continued without its optimizer state",
+            "--finetune to begin a new run with its weights, or --no-load-optim",
+        )
+    return Origin(own, False, state)
 
 
 def run_tokenizer(config: Config, origin: Origin | None) -> Tokenizer:
@@ -142,19 +167,9 @@ def resolve(config: Config, tokenizer: Tokenizer, origin: Origin | None, ranks: 
             max_position_embeddings=given.max_position_embeddings or config.data.seq_length,
         )
     else:
-        saved = Config.from_dict({"model": origin.state["config"]["model"]}).model
-        shape = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size")
-        shape += ("max_position_embeddings", "vocab_size")
-        for name in shape:
-            mine, theirs = getattr(given, name), getattr(saved, name)
-            if mine not in (0, theirs):
-                raise ConfigError(
-                    f"{name}={mine}, but {origin.path} has {theirs}",
-                    "the shape of a model is that of its weights",
-                    f"leave --{name.replace('_', '-')} out",
-                )
-        fixed = (*shape, "make_vocab_size_divisible_by", "layernorm_epsilon")
-        config = config.replace(**{name: getattr(saved, name) for name in fixed})
+        config = config.replace(**_shape_of(origin, given))
+        if not origin.weights_only:
+            _same_samples(config, origin)
     if config.model.vocab_size < tokenizer.vocab_size:
         raise ConfigError(
             f"vocab_size={config.model.vocab_size}, but the tokenizer has {tokenizer.vocab_size}",
@@ -162,6 +177,40 @@ def resolve(config: Config, tokenizer: Tokenizer, origin: Origin | None, ranks: 
             "leave --vocab-size out",
         )
     return config
+
+
+def _shape_of(origin: Origin, given: ModelConfig) -> dict:
+    """The model's shape in a checkpoint. Raises ConfigError where flags or files say otherwise."""
+    saved = Config.from_dict({"model": origin.state["config"]["model"]}).model
+    fixed = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size")
+    fixed += ("max_position_embeddings", "vocab_size")
+    fixed += ("make_vocab_size_divisible_by", "layernorm_epsilon")
+    for name in fixed:
+        mine, theirs = getattr(given, name), getattr(saved, name)
+        if name == "ffn_hidden_size":
+            theirs = saved.mlp_size
+        if mine not in (getattr(ModelConfig(), name), theirs):
+            raise ConfigError(
+                f"{name}={mine}, but {origin.path} has {theirs}",
+                "the shape of a model is that of its weights",
+                f"leave --{name.replace('_', '-')} out",
+            )
+    return {name: getattr(saved, name) for name in fixed}
+
+
+def _same_samples(config: Config, origin: Origin) -> None:
+    """Refuse to continue a run with other samples: consumed_samples would not name those it has
+    read. Raises ConfigError."""
+    saved = Config.from_dict(origin.state["config"])
+    for name in ("seed", "seq_length", "split"):
+        group = config_fields()[name][0]
+        old, new = (getattr(getattr(c, group), name) for c in (saved, config))
+        if old != new:
+            raise ConfigError(
+                f"{name}={new}, but {origin.path} was trained with {old}",
+                "its place in the data counts samples of another order",
+                f"--{name.replace('_', '-')} {old}, or --finetune to begin a new run",
+            )
 
 
 def resolve_epochs(config: Config, samples: int) -> Config:
@@ -232,23 +281,11 @@ def open_shard(prefixes: tuple[str, ...], flag: str, tokenizer: Tokenizer) -> In
 def load_into(state: TrainState, origin: Origin, checkpoint: CheckpointConfig, log: Log) -> None:
     """Fill a state from a checkpoint of any layout. Raises DataError."""
     with_moments = not (origin.weights_only or checkpoint.no_load_optim)
-    if not origin.weights_only and origin.state["data_order"] != permutation.VERSION:
-        raise DataError(
-            f"{origin.path} read its data in order {origin.state['data_order']}, this code uses "
-            f"{permutation.VERSION}",
-            "samples would be repeated and left out",
-            "--finetune, which begins the data again",
-        )
-    if with_moments and not origin.state["optimizer"]:
-        raise DataError(
-            f"{origin.path} holds weights only",
-            "a run cannot be continued without its optimizer state",
-            "--finetune to begin a new run with its weights, or --no-load-optim",
-        )
     load_tensors(origin.path, state.tensors(with_moments))
     if not origin.weights_only:
-        iteration, consumed = origin.state["iteration"], origin.state["consumed_samples"]
-        state.continue_after(iteration, consumed, with_moments)
+        saved = origin.state
+        steps = saved["optimizer_steps"] if with_moments else 0
+        state.continue_after(saved["iteration"], saved["consumed_samples"], steps)
     log.line(f"{'weights of' if origin.weights_only else 'continuing'} {origin.path}")
 
 
@@ -261,7 +298,7 @@ def save(config: Config, state: TrainState, tokenizer: Tokenizer, log: Log) -> N
         config.checkpoint.save,
         state.iteration,
         state.tensors(),
-        describe_run(config, tokenizer, state.consumed_samples),
+        describe_run(config, tokenizer, state.consumed_samples, state.optimizer_steps),
     )
     seconds = time.perf_counter() - begun
     log.event("save", iteration=state.iteration, path=str(path), seconds=seconds)
@@ -273,20 +310,24 @@ def save_run_files(config: Config, tokenizer: Tokenizer) -> None:
     directory = Path(config.checkpoint.save)
     with AtomicFiles() as files:
         files.open(directory / "config.toml").write(config.to_toml().encode())
-    tokenizer.save(directory / "tokenizer")
+    kept = directory / "tokenizer"
+    if not kept.exists() or Tokenizer.from_file(kept).fingerprint != tokenizer.fingerprint:
+        tokenizer.save(kept)
 
 
-def _introduce(config: Config, state: TrainState, training_set: Dataset, log: Log) -> None:
-    from megatron_yuyuan.train.throughput import count_parameters
-
-    training = config.training
+def introduce(
+    config: Config, mesh: Mesh, training_set: Dataset, validation_set: Dataset | None, log: Log
+) -> None:
+    """Say what is about to happen."""
+    model, training, length = config.model, config.training, config.data.seq_length
     log.line(
-        f"model: {count_parameters(config.model):,} parameters, vocabulary {config.model.vocab_size} padded to "
-        f"{config.model.padded_vocab_size}"
+        f"model: {model.num_parameters:,} parameters, vocabulary {model.vocab_size} padded to "
+        f"{model.padded_vocab_size}"
     )
-    log.line(f"layout: {state.mesh.describe()}")
+    log.line(f"layout: {mesh.describe()}")
     epochs = training.train_iters * training.global_batch_size / len(training_set)
     log.line(
-        f"data: {len(training_set):,} samples of {config.data.seq_length} tokens; {training.train_iters} steps of "
-        f"{training.global_batch_size} samples are {epochs:.2f} epochs"
+        f"data: {len(training_set):,} samples of {length} tokens; {training.train_iters} steps of "
+        f"{training.global_batch_size} samples are {epochs:.2f} epochs; validation on "
+        f"{f'{len(validation_set):,} samples' if validation_set else 'nothing'}"
     )

@@ -123,6 +123,10 @@ def _course(config: Config) -> Problems:
             "the warm-up is a part of the decay iterations",
             "--lr-warmup-fraction 0.01",
         )
+    for name in ("adam_beta1", "adam_beta2"):
+        if getattr(o, name) >= 1:
+            why = "a mean that forgets nothing never begins"
+            yield ConfigError(f"{name}={getattr(o, name)}", why, "0.9 to 0.999")
     if o.min_lr > o.lr:
         what = f"min_lr={o.min_lr} is above lr={o.lr}"
         yield ConfigError(what, "the rate decays from lr to min_lr", f"--min-lr {o.lr / 10}")

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from megatron_yuyuan.cli import NO_EFFECT, NOT_YET, parse_config
+from megatron_yuyuan.cli import parse_config
 from megatron_yuyuan.config import config_fields
 from megatron_yuyuan.errors import ConfigError
+from megatron_yuyuan.megatron_flags import NO_EFFECT, NOT_YET
 
 
 @pytest.mark.parametrize("flag", sorted(NOT_YET))
@@ -40,13 +41,22 @@ def test_megatrons_flags_are_built_refused_or_without_effect(repository):
     --log-progress --eval-interval --eval-iters --tensorboard-dir --wandb-project
     --iterations-to-skip --check-for-nan-in-loss-and-grad --seed --deterministic-mode""".split()
     built = {"--" + name.replace("_", "-") for name in config_fields()}
-    assert set(known) <= built | NOT_YET
+    assert set(known) <= built | NOT_YET | NO_EFFECT
 
 
 def test_flags_without_effect_are_accepted_and_named(capsys):
     config = parse_config("", ["--use_flash_attn", "--transformer-impl", "local", "--seed", "3"])
     assert config.training.seed == 3
     assert "--use-flash-attn, --transformer-impl: accepted, no effect" in capsys.readouterr().err
+
+
+def test_a_value_whose_feature_is_not_built_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="not yet"):
+        parse_config("", ["--tokenizer-type", "SentencePieceTokenizer"])
+    for text in ('[data]\ntokenizer_type = "SentencePieceTokenizer"', "[training]\nfp16 = true"):
+        (tmp_path / "run.toml").write_text(text)
+        with pytest.raises(ConfigError, match="not yet"):
+            parse_config("", ["--config", str(tmp_path / "run.toml")])
 
 
 def test_an_unknown_flag_names_the_nearest():
@@ -85,7 +95,7 @@ def test_an_error_is_three_lines_and_status_2(repository):
     )
     assert ended.returncode == 2
     lines = ended.stderr.splitlines()
-    assert [line[:8] for line in lines] == ["error: -", "  why: a", "  try: l"]
+    assert [line[:8] for line in lines] == ["error: -", "  why: w", "  try: l"]
     assert "not yet" in lines[0]
 
 

@@ -107,6 +107,7 @@ def test_a_wrong_file_is_refused_with_a_remedy(tmp_path, text, what, remedy):
         ({"train_iters": 0}, 1, "give train_iters or epochs", "--train-iters"),
         ({"lr_warmup_fraction": 0.1}, 1, "lr_warmup_iters or lr_warmup_fraction", "0.01"),
         ({"lr_warmup_fraction": 1.0, "lr_warmup_iters": 0}, 1, "lr_warmup_fraction=1.0", "0.01"),
+        ({"adam_beta1": 1.5}, 1, "adam_beta1=1.5", "0.9"),
         ({"min_lr": 1.0}, 1, "min_lr=1.0 is above lr=0.01", "--min-lr"),
     ],
 )

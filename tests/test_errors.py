@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from commands import ROOT, run, tokenizer_flags, train_flags
+from commands import ROOT, SAMPLE_DATA, run, tokenizer_flags, train_flags
 
 from megatron_yuyuan.data.tokenizer import train_bpe
 
@@ -53,6 +53,7 @@ WRONG_RUNS = [
     (("--train-data-path", "x"), "data_path and train_data_path"),
     (("--config", "nowhere.toml"), "cannot read the configuration nowhere.toml"),
     (("--device", "cuda"), "device=cuda"),
+    (("--distributed-backend", "nccl"), "distributed_backend=nccl on the CPU"),
 ]
 
 
@@ -77,7 +78,7 @@ def test_a_vocabulary_that_does_not_match_the_shards(prepared, tmp_path):
     for suffix in (".bin", ".idx"):  # without .meta.json the largest id tells
         shutil.copy(prepared / f"text_text_document{suffix}", tmp_path / f"bare{suffix}")
     command = train_flags(prepared, tmp_path / "run", *flags, "--data-path", tmp_path / "bare")
-    refused(command, "holds token id")
+    refused(command, "token id")
 
 
 def test_a_checkpoint_of_another_shape_or_tokenizer(prepared, trained, tmp_path):
@@ -88,6 +89,35 @@ def test_a_checkpoint_of_another_shape_or_tokenizer(prepared, trained, tmp_path)
     refused(train_flags(prepared, tmp_path / "run", *load, *flags), "was trained with tokenizer")
 
 
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (("--seed", 99), "seed=99, but"),
+        (("--seq-length", 16), "seq_length=16, but"),
+        (("--split", "50,50,0"), "split=50,50,0, but"),
+        (("--layernorm-epsilon", 0.1), "layernorm_epsilon=0.1, but"),
+        (("--ffn-hidden-size", 64), "ffn_hidden_size=64, but"),
+    ],
+)
+def test_a_run_is_not_continued_with_other_samples_or_another_shape(
+    prepared, trained, tmp_path, flags, what
+):
+    load = ("--load", trained, "--train-iters", 2)
+    refused(train_flags(prepared, tmp_path / "run", *load, *flags), what)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_is_chosen_by_number_or_refused(prepared, trained, tmp_path):
+    refused(train_flags(prepared, trained, "--ckpt-step", 7), "no checkpoint of iteration 7")
+    load = ("--load", trained, "--ckpt-step", 1, "--ffn-hidden-size", 128, "--train-iters", 1)
+    run(*train_flags(prepared, tmp_path / "run", *load))
+
+
+def test_a_save_that_is_a_file(prepared, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(train_flags(prepared, tmp_path / "file"), "cannot write")
+
+
 def test_a_damaged_checkpoint(prepared, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "damaged")
     [file] = (tmp_path / "damaged" / "iter_0000001").glob("*.distcp")
@@ -96,6 +126,7 @@ def test_a_damaged_checkpoint(prepared, trained, tmp_path):
     file.write_bytes(content)
     load = ("--load", tmp_path / "damaged", "--train-iters", 2)
     refused(train_flags(prepared, tmp_path / "run", *load), "is damaged: __0_0.distcp")
+    assert not (tmp_path / "run").exists()
 
 
 def test_finetuning_needs_weights_and_questions(prepared, trained, tmp_path):
@@ -105,6 +136,14 @@ def test_finetuning_needs_weights_and_questions(prepared, trained, tmp_path):
     refused(finetune_flags(prepared, save, *text), "is not a question answering shard")
     both = ("--load", trained, "--data-path", prepared / "text_text_document")
     refused(finetune_flags(prepared, save, *both), "data_path is given")
+
+
+def test_answers_that_have_no_room_are_not_a_perfect_model(prepared, trained, tmp_path):
+    run(ROOT / "tools" / "preprocess_data.py", "--input", SAMPLE_DATA / "medquad_train.xml",
+        "--output-prefix", tmp_path / "qa", "--split", "100,0,0",
+        *tokenizer_flags(prepared / "tokenizer"))  # fmt: skip
+    long = ("--load", trained, "--seq-length", 4, "--max-position-embeddings", 0)
+    refused(finetune_flags(prepared, tmp_path / "run", *long), "seq")
 
 
 def test_weights_only_cannot_be_continued(prepared, trained, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 FLOORS = [
-    {"errors", "config", "validation", "cli", "log"},
+    {"errors", "megatron_flags", "config", "validation", "cli", "log"},
     {"data", "kernels"},
     {"model"},
     {"parallel"},

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from megatron_yuyuan.data.indexed_dataset import IndexedDataset
 from megatron_yuyuan.log import SCHEMA, read_metrics
 
 GOLDEN = Path(__file__).parent / "golden"
-sys.path.insert(0, str(GOLDEN))
 
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 
@@ -34,14 +32,14 @@ def test_the_shard():
 
 @pytest.mark.parametrize("directory", ["run", "export"])
 def test_the_checkpoint_and_the_export_compute_what_they_did(directory):
-    from make import probe_logits
+    from golden_files import probe_logits
 
     logits = probe_logits(GOLDEN / directory)
     assert logits == pytest.approx(EXPECTED["logits"], rel=1e-5, abs=1e-6)
 
 
 def test_the_run_goes_on_as_it_did(tmp_path):
-    from make import flags
+    from golden_files import flags
 
     run(*flags(GOLDEN / "text_text_document", tmp_path, "--load", GOLDEN / "run", "--ckpt-step", 3))
     steps = read_metrics(tmp_path / "metrics.jsonl", "step")

@@ -1,7 +1,12 @@
 """metrics.jsonl: one object an event, readable after a kill, exact to the bit."""
 
 import json
+import subprocess
+import sys
 
+import pytest
+
+from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.log import SCHEMA, Log, read_metrics
 
 FIGURES = {
@@ -29,6 +34,35 @@ def test_a_silent_rank_writes_nothing(tmp_path, capsys):
     log.step(FIGURES, 10)
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr().out == ""
+
+
+def test_nothing_is_written_before_the_first_event(tmp_path):
+    log = Log(tmp_path / "run", True)
+    log.line("hello")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_place_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot write .*metrics\.jsonl"):
+        Log(tmp_path / "file", True).event("step", **FIGURES)
+
+
+def test_a_reader_who_leaves_does_not_end_the_run():
+    program = (
+        "from megatron_yuyuan.log import Log\n"
+        "import sys\n"
+        "log = Log(None, True)\n"
+        "for _ in range(20000): log.line('x' * 80)\n"
+        "print('done', file=sys.stderr)"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    writer.stdout.readline()
+    writer.stdout.close()
+    assert writer.stderr.read() == "done\n"
+    assert writer.wait() == 0
 
 
 def test_a_restart_takes_back_what_came_after_its_checkpoint(tmp_path):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from commands import run, train_flags
@@ -48,8 +49,7 @@ def kill_after(iteration: int, command: tuple, save) -> None:
         assert job.poll() is None, "the job ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    workers = subprocess.run(["ps", "-o", "pid=", "--ppid", str(job.pid)], capture_output=True,
-                             text=True, check=True).stdout.split()  # fmt: skip
+    workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
     for pid in [*map(int, workers), job.pid]:
         os.kill(pid, signal.SIGKILL)
     job.wait()
@@ -83,6 +83,18 @@ def test_another_layout_continues_with_the_same_losses(prepared, uninterrupted, 
         assert mine["lm_loss"] == pytest.approx(step["lm_loss"], rel=1e-5)
         assert mine["grad_norm"] == pytest.approx(step["grad_norm"], rel=1e-4)
         assert mine["consumed_samples"] == step["consumed_samples"]
+
+
+def test_moments_begun_anew_are_counted_from_there(prepared, tmp_path):
+    """Resumed after --no-load-optim, the optimizer's bias correction goes on where it was."""
+    first, whole, parts = tmp_path / "first", tmp_path / "whole", tmp_path / "parts"
+    run(*train_flags(prepared, first, "--train-iters", 4))
+    anew = ("--load", first, "--no-load-optim")
+    run(*train_flags(prepared, whole, *anew))
+    decay = ("--lr-decay-iters", 12)
+    run(*train_flags(prepared, parts, *anew, *decay, "--train-iters", 8))
+    run(*train_flags(prepared, parts))
+    assert step_lines(parts) == step_lines(whole)
 
 
 def test_a_finished_run_started_again_changes_nothing(prepared, uninterrupted):

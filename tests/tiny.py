@@ -7,6 +7,11 @@ import numpy as np
 import torch
 
 from megatron_yuyuan.config import IGNORE, Config
+from megatron_yuyuan.parallel import mesh as mesh_module
+from megatron_yuyuan.parallel.plan import build_stages
+from megatron_yuyuan.train.loop import Trainer
+from megatron_yuyuan.train.optimizer import build_optimizer
+from megatron_yuyuan.train.state import TrainState
 
 TINY = Config().replace(
     num_layers=8,
@@ -89,6 +94,13 @@ class RandomText:
         tokens, labels = text[:-1], text[1:].copy()
         labels[: min(5 * number % 17, self.seq_length - 1)] = IGNORE
         return tokens, labels
+
+
+def build_trainer(config: Config) -> Trainer:
+    """A trainer on the ranks of the process group that is there."""
+    mesh = mesh_module.start(config.parallel)
+    stages = build_stages(config, mesh)
+    return Trainer(config, TrainState(stages, build_optimizer(stages, config.optimizer), mesh))
 
 
 def largest_difference(

@@ -42,7 +42,6 @@ def main(args: Sequence[str] | None = None) -> None:
         default=None,
         help="of an export's weights (default: float32)",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(args)
     if options.origin and (options.dtype or options.ckpt_step):
         raise ConfigError(

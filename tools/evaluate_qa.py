@@ -86,7 +86,6 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         "--output", default="", metavar="FILE.jsonl", help="where every answer goes"
     )
     add_sampling_arguments(parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(args)
     if options.limit < 0:
         parser.error("--limit is a number of pairs, 0 for all")

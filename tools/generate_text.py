@@ -26,7 +26,6 @@ def main(args: Sequence[str] | None = None) -> None:
         help="a question, put into the template the model was trained on",
     )
     add_sampling_arguments(parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(args)
     from megatron_yuyuan.checkpoint.model import load_model  # torch: after --help
     from megatron_yuyuan.evaluate.generate import answer, complete

@@ -11,14 +11,17 @@ import argparse
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
+from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.errors import ConfigError, DataError
 from megatron_yuyuan.log import read_metrics
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Read the command line, draw. Raises ConfigError (no matplotlib) and DataError (no steps)."""
+    """Read the command line, draw. Raises ConfigError (no matplotlib, not a .png) and DataError (no
+    run, no steps)."""
     parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -28,15 +31,21 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", required=True, metavar="FILE.png", help="where the picture goes"
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(args)
+    if Path(options.output).suffix.lower() != ".png":
+        raise ConfigError(
+            f"--output {options.output} does not end in .png",
+            "the picture is written as PNG",
+            f"--output {Path(options.output).with_suffix('.png')}",
+        )
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(
             "matplotlib is not installed",
             "it draws the curves",
             "pip install megatron_yuyuan[report]",
         )
-    draw([_read(run) for run in options.run], Path(options.output))
+    with AtomicFiles() as files:
+        draw([_read(run) for run in options.run], files.open(options.output))
     print(f"written {Path(options.output).absolute()}")
 
 
@@ -53,8 +62,8 @@ def _read(run: str) -> tuple[str, list[dict], list[dict]]:
     return title or Path(directory).name, steps, read_metrics(path, "evaluation")
 
 
-def draw(runs: list[tuple[str, list[dict], list[dict]]], output: Path) -> None:
-    """Write the picture, one panel for each (title, steps, evaluations)."""
+def draw(runs: list[tuple[str, list[dict], list[dict]]], output: BinaryIO) -> None:
+    """Write the picture as PNG, one panel for each (title, steps, evaluations)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5 * len(runs), 3.6), layout="constrained")
@@ -68,7 +77,7 @@ def draw(runs: list[tuple[str, list[dict], list[dict]]], output: Path) -> None:
         panel.set(title=title, xlabel="optimizer step", ylabel="loss per learned token (nats)")
         panel.grid(alpha=0.3)
         panel.legend()
-    figure.savefig(output, dpi=110)
+    figure.savefig(output, format="png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,22 @@ r"""Turn raw text or questions into token shards that pretrain_gpt.py and finetu
     python tools/preprocess_data.py --input MedQuAD/ --output-prefix data/medquad ...
     -> data/medquad_{train,valid,test}.jsonl and data/medquad_{train,valid,test}_qa_document.bin ...
 
-The output is the same for any number of workers. An error leaves nothing behind.
+The output is the same for any number of workers. An error leaves nothing behind. Texts are divided
+into training, validation and test by pretrain_gpt.py --split, questions here.
 """
 
 import argparse
 import os
+import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
 from megatron_yuyuan.config import DataConfig
+from megatron_yuyuan.data.arguments import TOKENIZER, add_config_arguments
 from megatron_yuyuan.data.files import AtomicFiles, describe_source
 from megatron_yuyuan.data.indexed_dataset import IndexedDatasetWriter, dtype_for
 from megatron_yuyuan.data.medquad import SPLITS, assign_splits, write_jsonl
@@ -45,16 +48,15 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.workers:
         # the tokenizer reads this when it first starts its threads
         os.environ["RAYON_NUM_THREADS"] = str(options.workers)
-    tokenizer = open_tokenizer(
-        DataConfig(
-            tokenizer_type=options.tokenizer_type,
-            vocab_file=options.vocab_file,
-            merge_file=options.merge_file,
-            tokenizer_model=options.tokenizer_model,
-        )
-    )
+    tokenizer = open_tokenizer(DataConfig(**{name: getattr(options, name) for name in TOKENIZER}))
     sources = find_sources(options.input, options.input_format)
     is_qa = hold_questions(sources)
+    if options.split and not is_qa:
+        raise ConfigError(
+            f"--split is given, and {sources[0].path} holds texts",
+            "texts are divided at training time, so one shard serves every division",
+            "leave it out here, and give it to pretrain_gpt.py --split 949,50,1",
+        )
     description = {
         "kind": "qa" if is_qa else "text",
         "append_eod": is_qa or options.append_eod,
@@ -71,6 +73,8 @@ def main(args: Sequence[str] | None = None) -> None:
                 f"dropped: {_counts(dropped)}",
                 "an input with text in it, or another --input-format",
             )
+    if is_qa:
+        _clear_empty_parts(options.output_prefix, shards, sources)
     _report(sources, shards, dropped, time.monotonic() - started)
     if not description["append_eod"]:
         print("note: no end of text between documents; --append-eod adds it")
@@ -112,24 +116,23 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         help="shares of the questions (medquad-xml: 90,5,5; qa-jsonl: not divided)",
     )
     parser.add_argument(
-        "--tokenizer-type",
-        default="GPT2BPETokenizer",
-        choices=("GPT2BPETokenizer", "HuggingFaceTokenizer"),
+        "--log-interval",
+        type=int,
+        default=0,
+        metavar="N",
+        help="documents between lines of progress on stderr; 0 (default): none",
     )
-    parser.add_argument(
-        "--vocab-file", default="", metavar="FILE", help="GPT-2's vocab.json (encoder.json)"
-    )
-    parser.add_argument(
-        "--merge-file", default="", metavar="FILE", help="GPT-2's merges.txt (vocab.bpe)"
-    )
-    parser.add_argument(
-        "--tokenizer-model", default="", metavar="PATH", help="a tokenizer.json or its directory"
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_config_arguments(parser, TOKENIZER)
     options = parser.parse_args(args)
     if options.workers < 0:
         raise ConfigError(
             f"workers={options.workers} is negative", "threads are counted", "--workers 4"
+        )
+    if options.log_interval < 0:
+        raise ConfigError(
+            f"log_interval={options.log_interval} is negative",
+            "documents are counted",
+            "--log-interval 10000, or 0 for silence",
         )
     return options
 
@@ -159,16 +162,34 @@ def _write_texts(
         shard = IndexedDatasetWriter(
             f"{options.output_prefix}_{key}_document", dtype_for(tokenizer.vocab_size), files
         )
-        texts = read_texts(sources, key, dropped)
-        while batch := list(islice(texts, BATCH)):
-            for ids in tokenizer.encode_batch(batch):
-                if ids:
-                    shard.add_document([ids + end])
-                else:
-                    dropped["empty text"] += 1
+        encoded = _encode(read_texts(sources, key, dropped), tokenizer)
+        for ids in _progress(encoded, options.log_interval, shard.prefix):
+            if ids:
+                shard.add_document([ids + end])
+            else:
+                dropped["empty text"] += 1
         shard.finish(description)
         shards.append(shard)
     return shards
+
+
+def _encode(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """The ids of every text, in order, encoded by the threads a batch at a time."""
+    while batch := list(islice(texts, BATCH)):
+        yield from tokenizer.encode_batch(batch)
+
+
+def _progress(documents: Iterable, interval: int, prefix: str) -> Iterator:
+    """The documents as they come, and a line on stderr after every `interval` of them (0: none)."""
+    started = time.monotonic()
+    for number, document in enumerate(documents, start=1):
+        yield document
+        if interval and number % interval == 0:
+            rate = number / max(1e-9, time.monotonic() - started)
+            name = Path(prefix).name
+            print(
+                f"{name}: {number} documents, {rate:.0f} documents/s", file=sys.stderr, flush=True
+            )
 
 
 def _write_questions(
@@ -187,7 +208,6 @@ def _write_questions(
     for split in SPLITS if shares else ("",):
         chosen = [pair for pair, own in zip(pairs, splits, strict=True) if own == split]
         if not chosen:
-            print(f"note: {split or 'the input'} is empty: no shard")
             continue
         prefix = f"{options.output_prefix}_{split}" if split else options.output_prefix
         if split:
@@ -195,7 +215,7 @@ def _write_questions(
         shard = IndexedDatasetWriter(
             f"{prefix}_qa_document", dtype_for(tokenizer.vocab_size), files
         )
-        for pair in chosen:
+        for pair in _progress(chosen, options.log_interval, shard.prefix):
             shard.add_document(
                 [
                     TEMPLATE.encode_prompt(tokenizer, pair.question),
@@ -205,6 +225,26 @@ def _write_questions(
         shard.finish(description)
         shards.append(shard)
     return shards
+
+
+def _clear_empty_parts(
+    prefix: str, shards: list[IndexedDatasetWriter], sources: list[Source]
+) -> None:
+    """Say which parts of divided questions are empty, and remove what an earlier call left under
+    their names: its pairs may stand in another part now. An input is never removed."""
+    names = {part: f"{prefix}_{part}_qa_document" for part in SPLITS}
+    written, inputs = {shard.prefix for shard in shards}, {s.path.resolve() for s in sources}
+    if not written & set(names.values()):
+        return  # not divided
+    for part, name in names.items():
+        if name in written:
+            continue
+        own = (f"{name}.idx", f"{name}.bin", f"{name}.meta.json", f"{prefix}_{part}.jsonl")
+        stale = [path for path in map(Path, own) if path.exists() and path.resolve() not in inputs]
+        for path in stale:  # .idx first: without it there is no shard
+            path.unlink()
+        removed = f"; removed {', '.join(path.name for path in stale)}" if stale else ""
+        print(f"note: {part} is empty: no shard{removed}")
 
 
 def _report(

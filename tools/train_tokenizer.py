@@ -38,7 +38,6 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output-dir", required=True, metavar="DIR", help="where the tokenizer's files go"
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(args)
     sources, documents = find_sources(options.input, options.input_format), Counter()
 

@@ -126,14 +126,15 @@ def describe_run(
     config: Config,
     tokenizer: Tokenizer,
     consumed_samples: int,
-    optimizer: bool = True,
+    optimizer_steps: int | None,
     template: QuestionTemplate = TEMPLATE,
 ) -> dict:
-    """What state.json says of a run beside format and iteration. optimizer: the moments are in the
-    checkpoint."""
+    """What state.json says of a run beside format and iteration. optimizer_steps: how many the
+    moments have seen; None if the checkpoint holds weights only."""
     return {
         "consumed_samples": consumed_samples,
-        "optimizer": optimizer,
+        "optimizer": optimizer_steps is not None,
+        "optimizer_steps": optimizer_steps,
         "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
         "template": template.to_dict(),
         "random": {"generator": "philox4x32-10", "key": config.training.seed},
@@ -212,6 +213,8 @@ def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
             "its tensors are not those of this model",
             "the configuration it was saved with, in its state.json",
         ) from None
+    except (torch.OutOfMemoryError, dist.DistError):
+        raise  # not the checkpoint's fault
     except (RuntimeError, ValueError) as error:
         raise DataError(
             f"{path} does not fit: {error}",
@@ -250,18 +253,19 @@ class _Reader(dcp.FileSystemReader):
 
 
 def _digests(path: Path) -> dict[str, dict]:
-    """{file name: {"bytes", "sha256"}} of a directory; the ranks share the reading."""
-    names = sorted(p.name for p in path.iterdir() if p.name != "manifest.json")
+    """{file name: {"bytes", "sha256"}} of a directory, as rank 0 lists it; the ranks share the
+    reading."""
+    names = [sorted(p.name for p in path.iterdir() if p.name != "manifest.json")]
+    if dist.is_initialized():
+        dist.broadcast_object_list(names, src=0)
     mine = {}
-    for name in names[_rank() :: _ranks()]:
+    for name in names[0][_rank() :: _ranks()]:
         with (path / name).open("rb") as stream:
             mine[name] = {
                 "bytes": os.path.getsize(path / name),
                 "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
             }
-    return dict(
-        sorted({name: entry for part in _gathered(mine) for name, entry in part.items()}.items())
-    )
+    return {name: entry for part in _gathered(mine) for name, entry in sorted(part.items())}
 
 
 def _verify(path: Path) -> None:
@@ -294,6 +298,9 @@ def _publish(partial: Path, final: Path) -> None:
         descriptor = os.open(entry, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
+    for left in final.parent.glob("iter_*.tmp"):  # of a run that was killed while it saved
+        if left != partial:
+            shutil.rmtree(left, ignore_errors=True)
     if final.exists():  # the same iteration saved again after a restart: the old one makes way
         aside = final.with_name(final.name + ".old")
         shutil.rmtree(aside, ignore_errors=True)

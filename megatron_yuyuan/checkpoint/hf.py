@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest logit."""
 PROBE_TEXT = "Question:What is gout? answer: A 37 °C naïve β-cell,\n\n  said 'they'll'."
 

@@ -95,5 +95,5 @@ def _imported_state(config: ModelConfig, tokenizer: Tokenizer, template: Questio
     return {
         "format_version": FORMAT_VERSION,
         "iteration": 0,
-        **describe_run(whole, tokenizer, 0, optimizer=False, template=template),
+        **describe_run(whole, tokenizer, 0, None, template),
     }

@@ -1,6 +1,7 @@
 """Pretraining samples: windows of T tokens of a shard's token stream, in a keyed order."""
 
 import itertools
+import math
 
 import numpy as np
 
@@ -58,21 +59,23 @@ class GPTDataset:
 
 
 def split_documents(documents: int, split: str) -> tuple[range, range, range]:
-    """Training, validation and test documents by shares such as 949,50,1. Raises ConfigError."""
+    """Training, validation and test documents by shares such as 949,50,1: consecutive, and all of
+    them.
+
+    The bounds are rounded, not the parts, so each part is within one document of its share. Raises
+    ConfigError.
+    """
     try:
         shares = [float(part) for part in split.split(",")]
     except ValueError:
         shares = []
-    if not 1 <= len(shares) <= 3 or min(shares) < 0 or not sum(shares):
+    if not 1 <= len(shares) <= 3 or min(shares) < 0 or not 0 < sum(shares) < math.inf:
         raise ConfigError(
             f"split={split!r}",
             "it is up to three shares of the documents, none negative",
             "--split 949,50,1",
         )
-    bounds = [0]
-    for share in shares + [0.0] * (3 - len(shares)):
-        bounds.append(bounds[-1] + round(share / sum(shares) * documents))
-    train, valid, test = (
-        range(min(a, documents), min(b, documents)) for a, b in itertools.pairwise(bounds)
-    )
+    ends = list(itertools.accumulate(shares + [0.0] * (3 - len(shares))))
+    bounds = [0, *(round(end / ends[-1] * documents) for end in ends[:-1]), documents]
+    train, valid, test = (range(first, last) for first, last in itertools.pairwise(bounds))
     return train, valid, test

@@ -14,11 +14,13 @@ class QADataset:
     order.
 
     A pair longer than seq_length + 1 tokens loses the end of its answer. Without a seed, as for
-    validation, the pairs come in their own order.
+    validation, the pairs come in their own order. Raises DataError at opening: not a shard of
+    pairs, another template, nothing in it that could be learned.
     """
 
     def __init__(self, shard: IndexedDataset, seq_length: int, eod: int, seed: int | None):
-        if shard.num_sequences != 2 * shard.num_documents:
+        pairs = shard.num_documents
+        if not np.array_equal(shard.document_indices, 2 * np.arange(pairs + 1)):
             raise DataError(
                 f"{shard.prefix} is not a question answering shard",
                 "its documents are not two sequences each, prompt and answer",
@@ -30,6 +32,19 @@ class QADataset:
                 f"{shard.prefix} was made with the template {template}",
                 f"training, evaluation and generation use {TEMPLATE}",
                 "preprocess the questions again",
+            )
+        if not pairs:
+            raise DataError(
+                f"{shard.prefix} holds 0 pairs",
+                "there is nothing to learn from",
+                "a part with questions in it, or tools/preprocess_data.py with another --split",
+            )
+        shortest = int(shard.sequence_lengths[0::2].min())  # of the prompts
+        if shortest > seq_length:
+            raise DataError(
+                f"{shard.prefix}: none of its {pairs} pairs leaves room for a token of its answer",
+                f"the shortest prompt has {shortest} tokens, a sample seq_length + 1 = {seq_length + 1}",
+                f"a longer --seq-length: {shortest} or more",
             )
         self.shard, self.seq_length, self.eod, self.seed = shard, seq_length, eod, seed
 

@@ -14,8 +14,9 @@ from megatron_yuyuan.errors import ConfigError, DataError
 
 TEXT_FORMATS, QA_FORMATS = ("pubmed-xml", "jsonl"), ("medquad-xml", "qa-jsonl")
 FORMATS = ("auto", *TEXT_FORMATS, *QA_FORMATS)
-SUFFIXES = (".xml", ".jsonl", ".json", ".gz")
-"""Files looked at in a folder; a file named on the command line may be called anything."""
+SUFFIXES = (".xml", ".nxml", ".jsonl", ".gz")
+"""Files looked at in a folder: no .json, which our shards and tokenizers have beside them. A file named
+on the command line may be called anything."""
 FIRST_ELEMENT = re.compile(
     rb"<(?:(PubmedArticle|MedlineCitation|DeleteCitation)|(QAPairs|qaPairs))\b"
 )

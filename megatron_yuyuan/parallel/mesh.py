@@ -20,22 +20,39 @@ def world_size() -> int:
     """Processes of this job: torchrun's or srun's figure, or one under plain python."""
     if dist.is_initialized():
         return dist.get_world_size()
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+    return _launched("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", 1)
+
+
+def _launched(by_torchrun: str, by_srun: str, alone: int) -> int:
+    """A number that the launcher sets. A shell inside a SLURM allocation is no launcher: only srun
+    sets SLURM_STEP_NUM_TASKS."""
+    by_srun = by_srun if "SLURM_STEP_NUM_TASKS" in os.environ else ""
+    return int(os.environ.get(by_torchrun) or os.environ.get(by_srun) or alone)
 
 
 def choose_device(parallel: ParallelConfig) -> torch.device:
-    """The device of this process. Raises ConfigError if CUDA is asked for and absent."""
-    if parallel.device == "cuda" and not torch.cuda.is_available():
+    """The device of this process. Raises ConfigError: CUDA is asked for and absent, a rank has no
+    device of its own, or the backend does not fit the device."""
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if parallel.device == "cuda" and not found:
         raise ConfigError(
             "device=cuda, but this torch sees no CUDA device",
             f"torch {torch.__version__} finds none",
             "--device cpu, or a torch built for CUDA",
         )
-    if parallel.device == "cpu" or not torch.cuda.is_available():
+    if parallel.device == "cpu" or not found:
+        if parallel.distributed_backend == "nccl":
+            why = "nccl carries CUDA tensors only"
+            raise ConfigError("distributed_backend=nccl on the CPU", why, "gloo, or leave it out")
         return torch.device("cpu")
-    return torch.device(
-        "cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-    )
+    rank = _launched("LOCAL_RANK", "SLURM_LOCALID", 0)
+    if rank >= found:
+        raise ConfigError(
+            f"local rank {rank} has no CUDA device: this machine has {found}",
+            "every process computes on a device of its own",
+            f"--nproc-per-node {found}, or --device cpu",
+        )
+    return torch.device("cuda", rank)
 
 
 @dataclass(frozen=True)
@@ -80,20 +97,33 @@ def start(parallel: ParallelConfig) -> Mesh:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        backend = parallel.distributed_backend
-        backend = {"cuda": "nccl", "cpu": "gloo"}[device.type] if backend == "auto" else backend
-        timeout = timedelta(minutes=parallel.distributed_timeout_minutes)
-        if world_size() == 1:
-            dist.init_process_group(
-                backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
-            )
-        else:
-            rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-            dist.init_process_group(backend, rank=rank, world_size=world_size(), timeout=timeout)
+        _join(parallel, device)
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     shape = (pipeline, dist.get_world_size() // (tensor * pipeline), tensor)
     axes = init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "data", "tensor"))
-    return Mesh(axes, device, _tied_group(axes.mesh))
+    mesh = Mesh(axes, device, _tied_group(axes.mesh))
+    dist.barrier()  # nobody writes before everybody has read what the run starts from
+    return mesh
+
+
+def _join(parallel: ParallelConfig, device: torch.device) -> None:
+    """Make the process group that the environment describes."""
+    backend = parallel.distributed_backend
+    backend = {"cuda": "nccl", "cpu": "gloo"}[device.type] if backend == "auto" else backend
+    timeout, ranks = timedelta(minutes=parallel.distributed_timeout_minutes), world_size()
+    if ranks == 1:
+        store = dist.HashStore()
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"{ranks} processes, but {' and '.join(missing)} not set",
+            "srun starts processes and does not say where they meet",
+            "srun torchrun, as examples/*.slurm do, or export both",
+        )
+    rank = _launched("RANK", "SLURM_PROCID", 0)
+    dist.init_process_group(backend, rank=rank, world_size=ranks, timeout=timeout)
 
 
 def stop() -> None:

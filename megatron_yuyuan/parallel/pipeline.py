@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
+from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.loader import Batch
 from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.parallel.mesh import Mesh
@@ -23,14 +24,17 @@ def stage_layers(num_layers: int, stages: int) -> list[range]:
 class Pipeline:
     """Forward and backward over this rank's stage and, through it, over the whole model.
 
-    `micro_batches` portions make up what one data rank contributes to a step. Every stage reads the
-    whole batch; only hidden states travel.
+    What one data rank contributes to a step is cut into micro batches of micro_batch_size. Every
+    stage reads the whole batch; only hidden states travel.
     """
 
-    def __init__(self, stages: list[GPT2], mesh: Mesh, micro_batches: int, bf16: bool):
-        [self.model] = stages
-        self.mesh, self.micro_batches = mesh, micro_batches
-        self._hidden_dtype = torch.bfloat16 if bf16 else torch.float32
+    def __init__(self, stages: list[GPT2], mesh: Mesh, config: Config):
+        [self.model] = stages  # 1F1B runs one stage a rank
+        self.mesh, training = mesh, config.training
+        share = training.global_batch_size // mesh.size("data")
+        self.micro_batches = micro_batches = share // training.micro_batch_size
+        self._dtype = torch.bfloat16 if training.bf16 else torch.float32
+        self._cuts_of_t = mesh.size("tensor") if config.parallel.sequence_parallel else 1
         self.stage, self.stages = mesh.rank("pipeline"), mesh.size("pipeline")
         self.is_first, self.is_last = self.stage == 0, self.stage == self.stages - 1
         self._tokens = 1.0
@@ -53,7 +57,7 @@ class Pipeline:
         summed over the data axis when the last micro batch is done.
         """
         self.model.train()
-        self._tokens = max(tokens_in_global_batch, 1.0)
+        self._tokens = tokens_in_global_batch
         losses = (
             self._through_schedule(batch, step) if self.stages > 1 else self._alone(batch, step)
         )
@@ -120,7 +124,6 @@ class Pipeline:
         return x
 
     def _empty_hidden(self, batch: Batch) -> Tensor:
-        axis = next(iter(self.model.h.values())).ln_1.axis
-        tokens = batch.tokens.shape[1] // (axis.size if axis.divides_sequence else 1)
-        shape = (batch.tokens.shape[0], tokens, self.model.config.hidden_size)
-        return torch.empty(shape, dtype=self._hidden_dtype, device=self.mesh.device)
+        samples, tokens = batch.tokens.shape
+        shape = (samples, tokens // self._cuts_of_t, self.model.config.hidden_size)
+        return torch.empty(shape, dtype=self._dtype, device=self.mesh.device)

@@ -6,7 +6,6 @@ from torch import nn
 from torch.distributed.tensor import Shard
 
 from megatron_yuyuan.config import Config
-from megatron_yuyuan.kernels import Kernels
 from megatron_yuyuan.model.gpt2 import GPT2, initial_values
 from megatron_yuyuan.parallel.cross_entropy import VocabParallelHead
 from megatron_yuyuan.parallel.data import divide_over_data
@@ -43,7 +42,7 @@ BLOCK_PLAN = {
 replaces."""
 
 
-def build_stages(config: Config, mesh: Mesh, kernels: Kernels | None = None) -> list[GPT2]:
+def build_stages(config: Config, mesh: Mesh) -> list[GPT2]:
     """This rank's stages of the model (one under 1F1B), divided over all three axes and
     initialised.
 
@@ -52,15 +51,15 @@ def build_stages(config: Config, mesh: Mesh, kernels: Kernels | None = None) -> 
     holds more than its own part and one unit's tensor slice.
     """
     with torch.device("meta"):
-        model = GPT2(config.model, config.training.seed, kernels)
+        model = GPT2(config.model, config.training.seed)
     keep_stage(model, mesh.rank("pipeline"), mesh.size("pipeline"))
     axis = TensorAxis(mesh.axes["tensor"], config.parallel.sequence_parallel)
     divide_over_tensor(model, axis)
     for name, unit in [(f"h.{i}.", block) for i, block in model.h.items()] + [("", model)]:
-        own = [(n, p) for n, p in unit.named_parameters() if p.is_meta]
+        own = [n for n, p in unit.named_parameters() if p.is_meta]
         _give_memory(unit, mesh.device)
-        for parameter_name, _ in own:
-            _initialise(name + parameter_name, unit.get_parameter(parameter_name), config, axis)
+        for parameter in own:
+            _initialise(name + parameter, unit.get_parameter(parameter), config, axis)
         divide_over_data(unit, mesh, config.training.bf16)
     return [model]
 

@@ -23,10 +23,7 @@ class Trainer:
 
     def __init__(self, config: Config, state: TrainState):
         self.config, self.state, self.mesh = config, state, state.mesh
-        training = config.training
-        share = training.global_batch_size // self.mesh.size("data")
-        micro_batches = share // training.micro_batch_size
-        self.pipeline = Pipeline(state.stages, self.mesh, micro_batches, training.bf16)
+        self.pipeline = Pipeline(state.stages, self.mesh, config)
 
     def batch(self, dataset: Dataset, consumed: int, limit: int | None = None):
         """This data rank's share of the global batch after `consumed` samples."""
@@ -40,16 +37,18 @@ class Trainer:
             limit,
         )
 
-    def gradients(self, dataset: Dataset) -> tuple[float, torch.Tensor]:
+    def gradients(self, dataset: Dataset) -> tuple[float, float]:
         """Leave the gradient of the next global batch in the parameters; return (loss, global
         gradient norm).
 
         The loss is the sum over all learned tokens of the global batch divided by their number,
-        which is known before the first backward.
+        which is known before the first backward. Raises DataError where there is none.
         """
         batch = self.batch(dataset, self.state.consumed_samples)
         tokens = torch.sum(batch.labels != IGNORE, dtype=torch.float64)
         dist.all_reduce(tokens, group=self.mesh.group("data"))
+        if not tokens:
+            raise nothing_to_learn(f"the batch after sample {self.state.consumed_samples}")
         self.state.optimizer.zero_grad(set_to_none=True)
         loss = self.pipeline.forward_backward(batch, self.state.iteration, tokens.item()).double()
         dist.all_reduce(loss, group=self.mesh.group("data"))
@@ -57,8 +56,8 @@ class Trainer:
             dist.broadcast(
                 loss, group=self.mesh.group("pipeline"), group_src=self.pipeline.stages - 1
             )
-        sum_tied_gradients(self.state.model, self.mesh)
-        return loss.item(), gradient_norm(self.state.model, self.mesh)
+        sum_tied_gradients(self.state.stages, self.mesh)
+        return loss.item(), gradient_norm(self.state.stages, self.mesh).item()
 
     def step(self, dataset: Dataset) -> dict:
         """Take one optimizer step; return its figures. Raises DataError, before any update, if it
@@ -66,26 +65,27 @@ class Trainer:
         training, optimizer = self.config.training, self.config.optimizer
         begun = time.perf_counter()
         loss, norm = self.gradients(dataset)
-        if not (math.isfinite(loss) and math.isfinite(norm.item())):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DataError(
-                f"iteration {self.state.iteration + 1}: loss {loss}, gradient norm {norm.item()}",
+                f"iteration {self.state.iteration + 1}: loss {loss}, gradient norm {norm}",
                 "an update with them would destroy the weights; none was made",
                 "a lower --lr, a longer warm-up, or look at the samples from number "
                 f"{self.state.consumed_samples} on",
             )
-        clip_gradients(self.state.model, norm, optimizer.clip_grad)
+        clip_gradients(self.state.stages, norm, optimizer.clip_grad)
         rate = learning_rate(self.state.iteration + 1, training.train_iters, optimizer)
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
         self.state.optimizer.step()
         self.state.iteration += 1
+        self.state.optimizer_steps += 1
         self.state.consumed_samples += training.global_batch_size
         seconds = time.perf_counter() - begun
         tokens = training.global_batch_size * self.config.data.seq_length
         return {
             "iteration": self.state.iteration,
             "lm_loss": loss,
-            "grad_norm": norm.item(),
+            "grad_norm": norm,
             "learning_rate": rate,
             "global_batch_size": training.global_batch_size,
             "consumed_samples": self.state.consumed_samples,
@@ -95,7 +95,7 @@ class Trainer:
 
     def evaluate(self, dataset: Dataset) -> dict:
         """Loss per learned token over the first eval_iters global batches of a dataset, each sample
-        once."""
+        once. Raises DataError where nothing is learned, or the loss is not finite."""
         size = self.config.training.global_batch_size
         samples = min(len(dataset), self.config.training.eval_iters * size)
         total = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
@@ -103,7 +103,15 @@ class Trainer:
             total += self.pipeline.evaluate(self.batch(dataset, consumed, limit=samples))
         self.pipeline.rest()
         dist.all_reduce(total, group=self.mesh.group("data"))
-        loss = (total[0] / total[1].clamp(min=1)).item()
+        if not total[1]:
+            raise nothing_to_learn("the validation set")
+        loss = (total[0] / total[1]).item()
+        if not math.isfinite(loss):
+            raise DataError(
+                f"iteration {self.state.iteration}: validation loss {loss}",
+                "the weights compute no number on the validation set",
+                "a lower --lr, and the last checkpoint",
+            )
         return {
             "iteration": self.state.iteration,
             "validation_loss": loss,
@@ -111,6 +119,15 @@ class Trainer:
             "tokens": int(total[1].item()),
             "samples": samples,
         }
+
+
+def nothing_to_learn(what: str) -> DataError:
+    """The error for samples of which no token is learned."""
+    return DataError(
+        f"no token is learned in {what}",
+        "every label is masked: the prompts fill the samples and leave no room for an answer",
+        "a longer --seq-length",
+    )
 
 
 def _perplexity(loss: float) -> float:

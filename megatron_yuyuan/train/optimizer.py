@@ -9,13 +9,12 @@ from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.parallel.mesh import Mesh
 
 
-def build_optimizer(model: GPT2, optimizer: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(stages: list[GPT2], optimizer: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW (arXiv:1711.05101); matrices are decayed, biases and LayerNorm (one dim) are not."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() == 1]
+    parameters = [p for stage in stages for p in stage.parameters()]
     groups = [
-        {"params": matrices, "weight_decay": optimizer.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": optimizer.weight_decay},
+        {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         groups,
@@ -26,23 +25,25 @@ def build_optimizer(model: GPT2, optimizer: OptimizerConfig) -> torch.optim.Adam
     )
 
 
-def sum_tied_gradients(model: GPT2, mesh: Mesh) -> None:
+def sum_tied_gradients(stages: list[GPT2], mesh: Mesh) -> None:
     """Add up the gradients of the embedding's two copies, on the first and the last stage, so that
     they stay equal."""
-    if mesh.tied_group is not None and model.wte is not None:
-        dist.all_reduce(model.wte.weight.grad.to_local(), group=mesh.tied_group)
+    for stage in stages:
+        if mesh.tied_group is not None and stage.wte is not None:
+            dist.all_reduce(stage.wte.weight.grad.to_local(), group=mesh.tied_group)
 
 
-def gradient_norm(model: GPT2, mesh: Mesh) -> Tensor:
+def gradient_norm(stages: list[GPT2], mesh: Mesh) -> Tensor:
     """The 2-norm of the gradient of the whole model, () float64, the same on every rank.
 
     Every element counts once: of a replicated gradient the first copy, of the tied embedding the
     first stage's.
     """
     total = torch.zeros((), dtype=torch.float64, device=mesh.device)
-    for name, parameter in model.named_parameters():
-        if not (name == "wte.weight" and model.wpe is None):
-            total += _own_elements(parameter).double().square().sum()
+    for stage in stages:
+        for name, parameter in stage.named_parameters():
+            if not (name == "wte.weight" and stage.wpe is None):
+                total += _own_elements(parameter).double().square().sum()
     dist.all_reduce(total)
     return total.sqrt()
 
@@ -59,8 +60,9 @@ def _own_elements(parameter: nn.Parameter) -> Tensor:
 
 
 @torch.no_grad()
-def clip_gradients(model: GPT2, norm: Tensor, largest: float) -> None:
+def clip_gradients(stages: list[GPT2], norm: float, largest: float) -> None:
     """Scale every gradient by largest / norm if norm is above largest. 0 means never."""
     if largest and norm > largest:
-        for parameter in model.parameters():
-            parameter.grad.to_local().mul_((largest / norm).to(parameter.grad.dtype))
+        for stage in stages:
+            for parameter in stage.parameters():
+                parameter.grad.to_local().mul_(largest / norm)

@@ -1,5 +1,6 @@
 """What a run is at a moment: the divided model, its optimizer, and two numbers."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,20 +21,19 @@ class TrainState:
     optimizer: torch.optim.AdamW
     mesh: Mesh
     iteration: int = 0
-    """Optimizer steps taken."""
+    """Steps taken."""
     consumed_samples: int = 0
     """Samples read; the place in the data."""
-
-    @property
-    def model(self) -> GPT2:
-        return self.stages[0]
+    optimizer_steps: int = 0
+    """Steps that the optimizer's moments have seen; fewer than iteration if they were begun anew."""
 
     def tensors(self, with_moments: bool = True) -> dict[str, Tensor]:
         """Every tensor of a checkpoint by name, divided as it lies here: `model.NAME`,
         `exp_avg.NAME`, ..."""
-        named = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
-        if with_moments:
-            for name, parameter in self.model.named_parameters():
+        named = {}
+        for name, parameter in named_parameters(self.stages):
+            named[f"model.{name}"] = parameter.detach()
+            if with_moments:
                 moments = self.moments(parameter)
                 named |= {f"{moment}.{name}": moments[moment] for moment in MOMENTS}
         return named
@@ -51,12 +51,17 @@ class TrainState:
                 state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state
 
-    def continue_after(
-        self, iteration: int, consumed_samples: int, with_moments: bool = True
-    ) -> None:
-        """Stand where `iteration` steps have been taken. Loaded moments are corrected for the bias
-        of as many steps; fresh ones (with_moments False) begin to count now."""
+    def continue_after(self, iteration: int, consumed_samples: int, optimizer_steps: int) -> None:
+        """Stand where `iteration` steps have been taken. AdamW corrects its moments for the bias
+        of as many steps as they have seen."""
         self.iteration, self.consumed_samples = iteration, consumed_samples
-        if with_moments:
-            for parameter in self.model.parameters():
-                self.moments(parameter)["step"].fill_(iteration)
+        self.optimizer_steps = optimizer_steps
+        for _, parameter in named_parameters(self.stages):
+            self.moments(parameter)["step"].fill_(optimizer_steps)
+
+
+def named_parameters(stages: list[GPT2]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """(name, parameter) of every stage. Layers carry their global number; only the two copies of the
+    tied embedding share a name, and a value."""
+    for stage in stages:
+        yield from stage.named_parameters()

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from tiny import TINY, Layout, RandomText
+from tiny import TINY, Layout, RandomText, build_trainer
 
 from megatron_yuyuan.checkpoint import dcp as dcp_module
 from megatron_yuyuan.checkpoint.dcp import (
@@ -21,19 +21,8 @@ from megatron_yuyuan.checkpoint.dcp import (
     save_checkpoint,
 )
 from megatron_yuyuan.errors import DataError, UnsafeError
-from megatron_yuyuan.parallel import mesh as mesh_module
-from megatron_yuyuan.parallel.plan import build_stages
-from megatron_yuyuan.train.loop import Trainer
-from megatron_yuyuan.train.optimizer import build_optimizer
-from megatron_yuyuan.train.state import TrainState
 
 CONFIG = TINY.replace(num_layers=4)
-
-
-def build_trainer(config) -> Trainer:
-    mesh = mesh_module.start(config.parallel)
-    stages = build_stages(config, mesh)
-    return Trainer(config, TrainState(stages, build_optimizer(stages[0], config.optimizer), mesh))
 
 
 def losses(trainer, steps: int) -> list[float]:
@@ -53,8 +42,8 @@ def load_and_train(config, directory):
     trainer = build_trainer(config)
     assert not trainer.state.optimizer.state, "a fresh optimizer has no state to load into"
     load_tensors(find_checkpoint(directory), trainer.state.tensors())
-    trainer.state.continue_after(2, 16)
-    for parameter in trainer.state.model.parameters():
+    trainer.state.continue_after(2, 16, 2)
+    for parameter in trainer.state.stages[0].parameters():
         state = trainer.state.optimizer.state[parameter]
         assert state["step"] == 2
         if state["exp_avg"].to_local().numel() > 64:
@@ -82,7 +71,7 @@ def test_any_layout_continues_what_any_layout_saved(ranks, tmp_path, saved, load
 def forget_the_moments(config, directory):
     trainer = build_trainer(config)
     load_tensors(find_checkpoint(directory), trainer.state.tensors(with_moments=False))
-    trainer.state.continue_after(2, 16)
+    trainer.state.continue_after(2, 16, 0)
     return losses(trainer, 2)
 
 
@@ -137,6 +126,12 @@ def test_a_checkpoint_without_its_manifest_does_not_exist(saved):
     assert find_checkpoint(saved / "nowhere") is None
     with pytest.raises(DataError, match=r"no checkpoint of iteration 5 .*"):
         require_checkpoint(saved, 5)
+
+
+def test_what_a_killed_save_left_goes_with_the_next(saved):
+    (saved / "iter_0000004.tmp").mkdir()
+    save_checkpoint(saved, 7, TENSORS, {})
+    assert not list(saved.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("stage", ["dcp.save", "_digests", "_publish"])

@@ -8,7 +8,6 @@ from megatron_yuyuan.checkpoint.hf_format import from_huggingface
 from megatron_yuyuan.config import IGNORE, Config, ModelConfig, load_toml
 from megatron_yuyuan.kernels.philox import name_key, normal
 from megatron_yuyuan.model.gpt2 import GPT2, KeyValueCache, init_weights
-from megatron_yuyuan.train.throughput import count_parameters
 
 SHAPE = ModelConfig(
     num_layers=2, hidden_size=32, num_attention_heads=4, vocab_size=101, max_position_embeddings=24
@@ -91,7 +90,7 @@ def test_the_named_sizes_count_their_parameters(repository, name, parameters):
         config = config.replace(vocab_size=1024, max_position_embeddings=64)
     with torch.device("meta"):
         counted = sum(p.numel() for p in GPT2(config.model).parameters())
-    assert counted == count_parameters(config.model)
+    assert counted == config.model.num_parameters
     assert counted == (parameters or 932_608)
 
 

@@ -2,26 +2,15 @@
 
 import pytest
 import torch
-from tiny import TINY, Layout, RandomText
+from tiny import TINY, Layout, RandomText, build_trainer
 
-from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.loader import read_batch
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.model.gpt2 import GPT2, init_weights
-from megatron_yuyuan.parallel import mesh as mesh_module
-from megatron_yuyuan.parallel.plan import build_stages
-from megatron_yuyuan.train.loop import Trainer
 from megatron_yuyuan.train.optimizer import build_optimizer
 from megatron_yuyuan.train.schedule import learning_rate
-from megatron_yuyuan.train.state import TrainState
 
 CONFIG = TINY.replace(weight_decay=0.5, clip_grad=0.3)
-
-
-def build_trainer(config: Config) -> Trainer:
-    mesh = mesh_module.start(config.parallel)
-    stages = build_stages(config, mesh)
-    return Trainer(config, TrainState(stages, build_optimizer(stages[0], config.optimizer), mesh))
 
 
 def divided_losses(config):
@@ -33,7 +22,7 @@ def undivided_losses(config):
     """The same five steps by torch's own pieces on the plain model."""
     model = GPT2(config.model)
     init_weights(model, config.training.seed)
-    optimizer = build_optimizer(model, config.optimizer)
+    optimizer = build_optimizer([model], config.optimizer)
     losses = []
     for step in range(5):
         batch = read_batch(RandomText(), 8 * step, 8, 0, 1, "cpu")
@@ -59,7 +48,7 @@ def test_clipped_and_decayed_steps_equal_those_of_plain_torch(ranks):
 
 
 def test_only_matrices_are_decayed():
-    matrices, vectors = build_optimizer(GPT2(TINY.model), CONFIG.optimizer).param_groups
+    matrices, vectors = build_optimizer([GPT2(TINY.model)], CONFIG.optimizer).param_groups
     assert all(p.dim() == 2 for p in matrices["params"])
     assert all(p.dim() == 1 for p in vectors["params"])
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.5, 0.0)
@@ -70,12 +59,12 @@ def poisoned_step(config) -> tuple[str, bool]:
     trainer = build_trainer(config)
     if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
         with torch.no_grad():
-            next(trainer.state.model.parameters()).to_local().view(-1)[:1] = float("nan")
-    before = [p.to_local().clone() for p in trainer.state.model.parameters()]
+            next(trainer.state.stages[0].parameters()).to_local().view(-1)[:1] = float("nan")
+    before = [p.to_local().clone() for p in trainer.state.stages[0].parameters()]
     try:
         trainer.step(RandomText())
     except DataError as error:
-        after = [p.to_local() for p in trainer.state.model.parameters()]
+        after = [p.to_local() for p in trainer.state.stages[0].parameters()]
         same = all(map(lambda a, b: torch.equal(a.nan_to_num(7), b.nan_to_num(7)), before, after))
         return str(error), same
     return "", False

@@ -1,6 +1,6 @@
 """Write the golden files anew, with the version of the code that is here.
 
-    python tests/golden/make.py
+    python tests/golden/golden_files.py
 
 To be run only when a format is changed on purpose, together with its version: every later version
 must read these files, or refuse them by their version.

@@ -1,0 +1,38 @@
+"""Megatron-LM's flags that are not ours: what each is worth here. None is ever ignored silently."""
+
+NOT_YET = frozenset(
+    """
+    --context-parallel-size --num-layers-per-virtual-pipeline-stage --rampup-batch-size
+    --train-samples --fp16 --loss-scale --initial-loss-scale --loss-scale-window --hysteresis
+    --data-cache-path --num-workers --eod-mask-loss --reset-position-ids --reset-attention-mask
+    --untie-embeddings-and-output-weights --save-retain-interval --no-load-rng --async-save
+    --exit-signal-handler --exit-signal --exit-duration-in-mins --exit-interval --log-throughput
+    --log-progress --tensorboard-dir --wandb-project --iterations-to-skip --deterministic-mode
+    --recompute-activations --recompute-granularity --recompute-method --lr-warmup-samples
+    --lr-decay-samples --partitions --keep-sequential-samples
+    """.split()
+)
+"""The feature is not built: refused with the words `not yet`, on the command line and in TOML."""
+
+NOT_YET_VALUES = frozenset({"SentencePieceTokenizer", "inverse-square-root", "WSD"})
+"""The same, for values of flags that are built."""
+
+NO_EFFECT = frozenset(
+    """
+    --use-mcore-models --no-gradient-accumulation-fusion --use-flash-attn --overlap-grad-reduce
+    --overlap-param-gather --manual-gc --no-masked-softmax-fusion
+    --no-create-attention-mask-in-dataloader --use-cpu-initialization --use-distributed-optimizer
+    --verify-integrity --check-for-nan-in-loss-and-grad
+    """.split()
+)
+"""Flags without a value that ask for what happens here anyway, or for nothing: accepted with a warning.
+Adam's state is always divided over the data axis, checkpoints are always verified, and a step that is
+not finite always ends the run."""
+
+NO_EFFECT_WITH_VALUE = frozenset({"--transformer-impl"})
+"""The same, followed by a value."""
+
+
+def not_yet(name: str) -> bool:
+    """True for a flag or value of Megatron-LM whose feature is not built; with - or _, with -- or without."""
+    return name in NOT_YET_VALUES or "--" + name.lstrip("-").replace("_", "-") in NOT_YET
