@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
+OUT ?= quickstart
 SYSTEM_TORCH ?=
 python = $(VENV)/bin/python
 
@@ -16,8 +17,7 @@ endif
 .PHONY: quickstart test test-all lint clean
 
 quickstart: $(VENV)/installed  ## the whole chain on the sample data, on the CPU
-	rm -rf quickstart
-	$(python) examples/quickstart.py quickstart
+	$(python) examples/quickstart.py "$(OUT)"
 
 test: $(VENV)/installed-dev  ## every test that fits in 20 minutes on two cores
 	$(python) -m pytest -m "not slow" --durations=20 $(TEST_FLAGS)

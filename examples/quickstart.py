@@ -6,6 +6,7 @@ Every step is a command that is printed before it runs; try them by hand, with o
 data are the short records and questions of examples/sample_data, written for this repository.
 """
 
+import argparse
 import json
 import os
 import shlex
@@ -14,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from megatron_yuyuan.cli import ArgumentParser, run_command
+from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.log import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -21,9 +24,48 @@ DATA = ROOT / "examples" / "sample_data"
 CONFIGS = ROOT / "examples" / "configs"
 
 
-def step(title: str, *command: object) -> None:
+def steps(directory: Path) -> list[tuple[str, list[str]]]:
+    """Title of every step and the words of its command, less the python they begin with."""
+    folders = (ROOT, ROOT / "tools", CONFIGS, DATA, directory)
+    root, tools, configs, data, out = (shlex.quote(str(folder)) for folder in folders)
+    tokenizer = f"--tokenizer-type HuggingFaceTokenizer --tokenizer-model {out}/tokenizer"
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node"
+    table = {
+        "1. a tokenizer learned from the records and questions": f"""
+            {tools}/train_tokenizer.py --vocab-size 1024 --output-dir {out}/tokenizer
+            --input {data}/pubmed_sample.xml {data}/medquad_train.xml""",
+        "2. records to a shard of tokens": f"""
+            {tools}/preprocess_data.py --input {data}/pubmed_sample.xml
+            --output-prefix {out}/data/pubmed --append-eod {tokenizer}""",
+        "3. questions and answers to a shard of pairs": f"""
+            {tools}/preprocess_data.py --input {data}/medquad_train.xml
+            --output-prefix {out}/data/medquad --split 100,0,0 {tokenizer}""",
+        "4. the held-out wordings of the questions": f"""
+            {tools}/preprocess_data.py --input {data}/medquad_held_out.xml
+            --output-prefix {out}/data/held_out --split 0,0,100 {tokenizer}""",
+        "5. pretraining on 8 processes: tensor 2 x pipeline 2 x data 2": f"""
+            {torchrun} 8 {root}/pretrain_gpt.py
+            --config {configs}/tiny.toml --config {configs}/quickstart_pretrain.toml
+            --data-path {out}/data/pubmed_text_document --tokenizer-model {out}/tokenizer
+            --save {out}/pretrained""",
+        "6. finetuning on 2 processes, from the same checkpoint in another layout": f"""
+            {torchrun} 2 {root}/finetune_qa.py --config {configs}/quickstart_finetune.toml
+            --load {out}/pretrained --train-data-path {out}/data/medquad_train_qa_document
+            --valid-data-path {out}/data/held_out_test_qa_document --save {out}/finetuned""",
+        "7. answers to the held-out wordings": f"""
+            {tools}/evaluate_qa.py --load {out}/finetuned --limit 0 --max-new-tokens 32
+            --data {out}/data/held_out_test.jsonl --output {out}/answers.jsonl""",
+        "8. a directory for Hugging Face transformers": f"""
+            {tools}/convert_checkpoint.py --to hf --load {out}/finetuned --save {out}/huggingface""",
+        "9. one question, asked of the exported model": f"""
+            {tools}/generate_text.py --load {out}/huggingface
+            --question "Which organ makes insulin?" """,
+    }
+    return [(title, shlex.split(command)) for title, command in table.items()]
+
+
+def step(title: str, words: list[str]) -> None:
     """Print a command and run it; end with its status if it fails."""
-    words = [str(word) for word in command]
     print(f"\n=== {title}\n$ {shlex.join(['python', *words])}", flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     result = subprocess.run([sys.executable, *words], env=environment, check=False)
@@ -31,125 +73,22 @@ def step(title: str, *command: object) -> None:
         sys.exit(result.returncode)
 
 
-def ranks(count: int) -> tuple[object, ...]:
-    """torchrun, by the Python that runs this."""
-    return "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count
-
-
 def main() -> None:
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else "quickstart")
+    """Run every step into a new directory. Raises ConfigError where it exists."""
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("directory", nargs="?", default="quickstart", metavar="DIRECTORY")
+    out = Path(parser.parse_args().directory)
     if out.exists():
-        sys.exit(
-            f"error: {out} exists\n  why: nothing is overwritten\n  try: remove it, or name another directory"
+        raise ConfigError(
+            f"{out} exists",
+            "nothing is overwritten",
+            f"another directory (make quickstart OUT=other), or rm -r {shlex.quote(str(out))}",
         )
     begun = time.perf_counter()
-    tokenizer = ("--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", out / "tokenizer")
-    shards = ROOT / "tools" / "preprocess_data.py"
-    step(
-        "1. a tokenizer learned from the records and questions",
-        ROOT / "tools" / "train_tokenizer.py",
-        "--vocab-size",
-        1024,
-        "--output-dir",
-        out / "tokenizer",
-        "--input",
-        DATA / "pubmed_sample.xml",
-        DATA / "medquad_train.xml",
-    )
-    step(
-        "2. records to a shard of tokens",
-        shards,
-        "--input",
-        DATA / "pubmed_sample.xml",
-        "--output-prefix",
-        out / "data" / "pubmed",
-        "--append-eod",
-        *tokenizer,
-    )
-    step(
-        "3. questions and answers to a shard of pairs",
-        shards,
-        "--input",
-        DATA / "medquad_train.xml",
-        "--output-prefix",
-        out / "data" / "medquad",
-        "--split",
-        "100,0,0",
-        *tokenizer,
-    )
-    step(
-        "4. the held-out wordings of the questions",
-        shards,
-        "--input",
-        DATA / "medquad_held_out.xml",
-        "--output-prefix",
-        out / "data" / "held_out",
-        "--split",
-        "0,0,100",
-        *tokenizer,
-    )
-    step(
-        "5. pretraining on 8 processes: tensor 2 x pipeline 2 x data 2",
-        *ranks(8),
-        ROOT / "pretrain_gpt.py",
-        "--config",
-        CONFIGS / "tiny.toml",
-        "--config",
-        CONFIGS / "quickstart_pretrain.toml",
-        "--data-path",
-        out / "data" / "pubmed_text_document",
-        "--tokenizer-model",
-        out / "tokenizer",
-        "--save",
-        out / "pretrained",
-    )
-    step(
-        "6. finetuning on 2 processes, from the same checkpoint in another layout",
-        *ranks(2),
-        ROOT / "finetune_qa.py",
-        "--config",
-        CONFIGS / "quickstart_finetune.toml",
-        "--load",
-        out / "pretrained",
-        "--train-data-path",
-        out / "data" / "medquad_train_qa_document",
-        "--valid-data-path",
-        out / "data" / "held_out_test_qa_document",
-        "--save",
-        out / "finetuned",
-    )
-    step(
-        "7. answers to the held-out wordings",
-        ROOT / "tools" / "evaluate_qa.py",
-        "--load",
-        out / "finetuned",
-        "--limit",
-        0,
-        "--max-new-tokens",
-        32,
-        "--data",
-        out / "data" / "held_out_test.jsonl",
-        "--output",
-        out / "answers.jsonl",
-    )
-    step(
-        "8. a directory for Hugging Face transformers",
-        ROOT / "tools" / "convert_checkpoint.py",
-        "--to",
-        "hf",
-        "--load",
-        out / "finetuned",
-        "--save",
-        out / "huggingface",
-    )
-    step(
-        "9. one question, asked of the exported model",
-        ROOT / "tools" / "generate_text.py",
-        "--load",
-        out / "huggingface",
-        "--question",
-        "Which organ makes insulin?",
-    )
+    for title, words in steps(out):
+        step(title, words)
     summarise(out, time.perf_counter() - begun)
 
 
@@ -179,4 +118,4 @@ next          README.md says how to run on your own data, and on 32 GPUs""")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

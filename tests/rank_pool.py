@@ -18,6 +18,10 @@ from pathlib import Path
 CALL_LIMIT = 120.0
 """Seconds a call may take before its processes are killed and the test fails: a hang is a
 failure."""
+LOST_CONNECTION = ("Connection closed by peer", "Connection reset")
+"""What a rank says when another one has gone: a consequence, not the cause."""
+CAUSE_LIMIT = 2.0
+"""Seconds to wait, after a rank has lost a connection, for the failure that broke it."""
 
 
 class RankPool:
@@ -53,14 +57,15 @@ class RankPool:
 
 
 def _collect(pipes: list):
-    """Wait for every rank's answer; raise the first error. Returns rank 0's answer."""
-    answers, deadline = {}, time.monotonic() + CALL_LIMIT
-    while len(answers) < len(pipes):
-        waiting = {pipe: rank for rank, pipe in enumerate(pipes) if rank not in answers}
+    """Wait for every rank's answer; raise the first error, or rather its cause. Returns rank 0's
+    answer."""
+    answers, failures, deadline = {}, {}, time.monotonic() + CALL_LIMIT
+    while len(answers) + len(failures) < len(pipes):
+        waiting = {pipe: rank for rank, pipe in enumerate(pipes) if rank not in answers | failures}
         ready = multiprocessing.connection.wait(
             list(waiting), timeout=max(0.0, deadline - time.monotonic())
         )
-        if not ready:
+        if not ready and not failures:
             raise RuntimeError(
                 f"no answer from ranks {sorted(waiting.values())} in {CALL_LIMIT:.0f} s"
             )
@@ -69,10 +74,19 @@ def _collect(pipes: list):
                 failed, value = pickle.loads(pipe.recv_bytes())
             except EOFError:
                 failed, value = True, "died without an answer"
-            if failed:
-                raise RuntimeError(f"rank {waiting[pipe]}: {value}")
-            answers[waiting[pipe]] = value
+            (failures if failed else answers)[waiting[pipe]] = value
+        if not ready or any(map(_is_cause, failures.values())):
+            break
+        if failures:
+            deadline = min(deadline, time.monotonic() + CAUSE_LIMIT)
+    if failures:
+        rank = next((r for r in failures if _is_cause(failures[r])), next(iter(failures)))
+        raise RuntimeError(f"rank {rank}: {failures[rank]}")
     return answers[0]
+
+
+def _is_cause(failure: str) -> bool:
+    return not any(sign in failure for sign in LOST_CONNECTION)
 
 
 def _work(

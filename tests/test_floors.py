@@ -17,6 +17,7 @@ FLOORS = [
 ]
 MODEL_MAY_IMPORT = {"torch", "math", "dataclasses", "config", "kernels", "model"}
 READS_ENVIRONMENT = {"cli.py", "parallel/mesh.py"}
+ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 
 
 def imports(path: Path):
@@ -30,6 +31,21 @@ def imports(path: Path):
                 yield from ((node.lineno, f"megatron_yuyuan.{name}") for name in names)
             else:
                 yield node.lineno, node.module
+
+
+def environment_uses(code: str) -> list[int]:
+    """Lines that reach for the environment, under whatever name os has there."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute):
+            names = {node.attr}
+        elif isinstance(node, ast.ImportFrom) and node.module == "os":
+            names = {alias.name for alias in node.names}
+        else:
+            continue
+        if names & (ENVIRONMENT | {"*"}):
+            found.append(node.lineno)
+    return found
 
 
 def room(module: str) -> str | None:
@@ -71,8 +87,23 @@ def test_the_model_knows_nothing_of_ranks(package):
 
 def test_only_mesh_and_cli_read_the_environment(package):
     for path in package.rglob("*.py"):
-        if str(path.relative_to(package)) not in READS_ENVIRONMENT:
-            assert "os.environ" not in path.read_text(encoding="utf-8"), path
+        lines = environment_uses(path.read_text(encoding="utf-8"))
+        assert not lines or str(path.relative_to(package)) in READS_ENVIRONMENT, (path, lines)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os\nos.environ['A']",
+        "import os as system\nsystem.getenv('A')",
+        "from os import environ",
+        "from os import path, putenv as put",
+        "from os import *",
+    ],
+)
+def test_every_way_to_the_environment_is_seen(code):
+    assert environment_uses(code)
+    assert not environment_uses("import os\nfrom os import path\nos.environment = path.sep")
 
 
 def test_data_needs_no_torch_but_for_batches(package):

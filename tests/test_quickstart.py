@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
 from commands import ROOT, run
 
 from megatron_yuyuan.log import read_metrics
 
 
+@pytest.mark.timeout(900)
 def test_the_quickstart_teaches_a_tiny_model_to_answer(tmp_path):
     out = tmp_path / "quick start"
     ended = run(ROOT / "examples" / "quickstart.py", out)
@@ -22,8 +24,9 @@ def test_the_quickstart_teaches_a_tiny_model_to_answer(tmp_path):
     validation = read_metrics(out / "pretrained" / "metrics.jsonl", "evaluation")
     assert validation[-1]["validation_loss"] < validation[0]["validation_loss"]
     load_and_ask(out / "huggingface")
-    again = run(ROOT / "examples" / "quickstart.py", out, status=1)
-    assert "try: remove it" in again.stderr
+    again = run(ROOT / "examples" / "quickstart.py", out, status=2)
+    assert again.stderr.startswith(f"error: {out} exists\n  why: ")
+    assert f"try: another directory (make quickstart OUT=other), or rm -r '{out}'" in again.stderr
 
 
 def load_and_ask(directory) -> None:

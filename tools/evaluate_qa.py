@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
@@ -33,7 +32,7 @@ SAMPLES = 3
 def main(args: Sequence[str] | None = None) -> None:
     """Read the command line, answer, score, report. Raises ConfigError, DataError, UnsafeError."""
     options = _parse(args)
-    pairs = list(islice(read_qa_jsonl(options.data), options.limit or None))
+    pairs = spread(list(read_qa_jsonl(options.data)), options.limit)
     if not pairs:
         raise DataError(
             f"no question in {options.data}",
@@ -71,6 +70,13 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"written {Path(options.output).absolute()}")
 
 
+def spread(pairs: list, limit: int) -> list:
+    """`limit` of the pairs (0: all), evenly over the list: MedQuAD's files stand source by source."""
+    if not limit or len(pairs) <= limit:
+        return pairs
+    return [pairs[i * len(pairs) // limit] for i in range(limit)]
+
+
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -80,7 +86,11 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         "--data", required=True, metavar="FILE.jsonl", help="questions and their answers"
     )
     parser.add_argument(
-        "--limit", type=int, default=100, metavar="N", help="first pairs; 0: all (default: 100)"
+        "--limit",
+        type=int,
+        default=100,
+        metavar="N",
+        help="pairs, spread evenly over the file; 0: all (default: 100)",
     )
     parser.add_argument(
         "--output", default="", metavar="FILE.jsonl", help="where every answer goes"

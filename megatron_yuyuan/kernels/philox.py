@@ -1,10 +1,10 @@
-"""Philox4x32-10: random numbers as a function of a key and a position, the same on every layout and
-device.
+"""Philox4x32-10: random numbers as a function of a key and a position, the same on every layout.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the known answers in
 the tests are Random123's. Everything random in a run comes from here: initial weights and dropout.
 Nothing holds a state, so there is nothing to save in a checkpoint and nothing that could depend on
-a rank.
+a rank. The words are the same on every device; normal numbers agree to the rounding of its log and
+cos.
 """
 
 import hashlib

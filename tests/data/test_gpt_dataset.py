@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megatron_yuyuan.config import IGNORE
 from megatron_yuyuan.data.gpt_dataset import GPTDataset, split_documents
@@ -88,7 +90,26 @@ def test_parts_of_a_split_share_no_token(text):
     assert not (seen[0] & seen[1] or seen[1] & seen[2])
 
 
-@pytest.mark.parametrize("split", ["", "a,b", "1,2,3,4", "-1,2", "0,0,0"])
+SHARES = st.lists(
+    st.integers(0, 1000) | st.floats(0, 1000, allow_subnormal=False), min_size=1, max_size=3
+).filter(sum)
+
+
+@given(st.integers(0, 10**9), SHARES)
+def test_a_split_gives_every_document_to_one_part_by_its_share(documents, shares):
+    parts = split_documents(documents, ",".join(map(str, shares)))
+    assert parts[0].start == 0 and parts[2].stop == documents
+    assert parts[0].stop == parts[1].start and parts[1].stop == parts[2].start
+    for part, share in itertools.zip_longest(parts, shares, fillvalue=0):
+        assert part.start <= part.stop
+        assert abs(len(part) - documents * (share / sum(shares))) <= 1 + 1e-6
+
+
+def test_the_last_document_is_not_lost_to_rounding():
+    assert split_documents(10, "25,25,50") == (range(2), range(2, 5), range(5, 10))
+
+
+@pytest.mark.parametrize("split", ["", "a,b", "1,2,3,4", "-1,2", "0,0,0", "nan,1", "1,inf"])
 def test_a_split_that_is_none_is_refused(split):
     with pytest.raises(ConfigError, match="split="):
         split_documents(10, split)
@@ -110,9 +131,23 @@ def test_only_the_answer_is_learned(tmp_path):
     assert dataset[2][1].tolist() == [IGNORE] * 8  # no room for the answer
 
 
-def test_a_text_shard_is_no_question_shard(text):
-    with pytest.raises(DataError, match="not a question answering shard"):
-        QADataset(text, 8, eod=0, seed=1)
+def test_pairs_that_teach_nothing_are_refused(tmp_path):
+    empty = write_shard(tmp_path / "empty", [])
+    with pytest.raises(DataError, match="holds 0 pairs"):
+        QADataset(empty, 8, eod=99, seed=None)
+    long = write_shard(tmp_path / "long", [[[10] * 9, [20, 99]], [[10] * 12, [21, 99]]])
+    with pytest.raises(DataError, match="none of its 2 pairs") as raised:
+        QADataset(long, 8, eod=99, seed=None)
+    assert "9 tokens" in raised.value.why and "= 9" in raised.value.why
+    assert "--seq-length: 9 or more" in raised.value.remedy
+    assert (QADataset(long, 9, eod=99, seed=None)[0][1] == 20).sum() == 1  # the remedy works
+
+
+def test_a_text_shard_is_no_question_shard(text, tmp_path):
+    uneven = write_shard(tmp_path / "uneven", [[[1]], [[2], [3], [4]]])  # two sequences on average
+    for shard in (text, uneven):
+        with pytest.raises(DataError, match="not a question answering shard"):
+            QADataset(shard, 8, eod=0, seed=1)
 
 
 def test_every_layout_reads_the_same_samples(text):

@@ -3,7 +3,6 @@ wrong."""
 
 import json
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 
 from megatron_yuyuan.checkpoint.dcp import find_checkpoint, save_checkpoint
 from megatron_yuyuan.checkpoint.model import load_model
-from megatron_yuyuan.cli import run_command
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.template import TEMPLATE
 from megatron_yuyuan.data.tokenizer import train_bpe
@@ -23,36 +21,6 @@ NAMES = ("gout", "lupus", "flu")
 PAIRS = [
     (f"What is {name}?", f"{name.capitalize()} is a disease — of the joints.") for name in NAMES
 ]
-
-
-@pytest.fixture(scope="module")
-def command(repository):
-    """command("convert_checkpoint", "--to", "hf", ...) runs a tool in this process."""
-    mains = {}
-
-    def run(tool: str, *args) -> None:
-        if tool not in mains:
-            mains[tool] = runpy.run_path(str(repository / "tools" / f"{tool}.py"))["main"]
-        mains[tool]([str(arg) for arg in args])
-
-    return run
-
-
-@pytest.fixture
-def refused(command, capsys):
-    """refused(tool, ...) is the message, in three lines on stderr, of a tool that ends with status
-    2."""
-
-    def run(tool: str, *args) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            run_command(lambda: command(tool, *args))
-        shown = capsys.readouterr()
-        assert end.value.code == 2 and not shown.out
-        assert re.fullmatch(r"error: .+\n  why: .+\n  try: .+\n", shown.err), shown.err
-        return shown.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +234,8 @@ def test_a_command_ends_with_its_status(run, repository, tmp_path):
         )
 
     good = start("--load", run, "--prompt", "Gout is", "--max-new-tokens", 3)
-    assert (good.returncode, good.stderr) == (0, "") and good.stdout.strip()
+    assert good.returncode == 0 and good.stdout.strip()
+    assert not re.search(r"^(error:|Traceback)", good.stderr, re.MULTILINE), good.stderr
     bad = start("--load", tmp_path, "--prompt", "Gout is")
     assert (
         bad.returncode == 2 and bad.stderr.startswith("error: no checkpoint in") and not bad.stdout

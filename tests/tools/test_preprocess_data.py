@@ -158,8 +158,51 @@ def test_an_empty_split_writes_no_shard_and_says_so(tmp_path, tokenizer):
         "90,10,0",
         *tokenizer[1],
     )
-    assert done.returncode == 0 and "test is empty: no shard" in done.stdout
+    assert done.returncode == 0 and "test is empty: no shard\n" in done.stdout
     assert not list(tmp_path.glob("m_test*"))
+
+
+def test_an_empty_part_takes_its_older_files_away(tmp_path, tokenizer):
+    (tmp_path / "m.xml").write_text(MEDQUAD)
+    (tmp_path / "m_test.txt").write_text("not ours")
+    command = ["preprocess_data", "--input", tmp_path / "m.xml", "--output-prefix", tmp_path / "m"]
+    assert run(*command, "--split", "1,0,1", *tokenizer[1]).returncode == 0
+    assert len(list(tmp_path.glob("m_test*"))) == 5
+    done = run(*command, "--split", "1,0,0", *tokenizer[1])
+    assert done.returncode == 0, done.stderr
+    assert "valid is empty: no shard\n" in done.stdout
+    assert "test is empty: no shard; removed m_test_qa_document.idx, m_test" in done.stdout
+    assert [path.name for path in tmp_path.glob("m_test*")] == ["m_test.txt"]
+    assert IndexedDataset(tmp_path / "m_train_qa_document").num_documents == 200
+
+
+def test_an_input_is_not_taken_for_an_older_file(tmp_path, tokenizer):
+    file = tmp_path / "m_test.jsonl"
+    file.write_text('{"question": "Why?", "answer": "Because."}\n')
+    flags = ("--output-prefix", tmp_path / "m", "--split", "1,0,0", *tokenizer[1])
+    done = run("preprocess_data", "--input", file, *flags)
+    assert done.returncode == 0 and file.exists(), done.stderr
+
+
+def test_progress_is_told_when_asked_for(tmp_path, tokenizer):
+    (tmp_path / "p.xml").write_text(PUBMED)
+    (tmp_path / "m.xml").write_text(MEDQUAD)
+    for name, interval, numbers in (("p", 600, ["600", "1200"]), ("m", 100, ["100", "200"])):
+        flags = ("--output-prefix", tmp_path / name, "--log-interval", interval, *tokenizer[1])
+        split = ("--split", "1,0,0") if name == "m" else ()
+        done = run("preprocess_data", "--input", tmp_path / f"{name}.xml", *flags, *split)
+        lines = done.stderr.splitlines()
+        assert [line.split()[1] for line in lines] == numbers, done.stderr
+        assert all(line.endswith(" documents/s") for line in lines)
+
+
+def test_the_tokenizer_flags_are_those_of_the_configuration():
+    shown = " ".join(run("preprocess_data", "--help").stdout.split())
+    assert "--tokenizer-type {GPT2BPETokenizer,HuggingFaceTokenizer}" in shown
+    assert (
+        "--vocab-file STR GPT-2's vocab.json (also called encoder.json). (default: none)" in shown
+    )
+    assert "--merge-file STR" in shown and "--tokenizer-model STR" in shown
 
 
 BAD = {
@@ -214,8 +257,16 @@ def test_an_error_is_three_lines_and_leaves_nothing(tmp_path, tokenizer, name):
             ["--input", "{dir}", "--output-prefix", "{dir}/p", "--split", "1,2"],
             "three whole shares",
         ),
-        (["--input", "{dir}", "--output-prefix", "{dir}/p", "--worker", "2", "--x"], "--x"),
+        (["--input", "{dir}", "--output-prefix", "{dir}/p", "--worker", "2"], "argument --worker"),
         (["--input", "{dir}", "--output-prefix", "{dir}/p", "--workers", "-1"], "workers=-1"),
+        (
+            ["--input", "{dir}", "--output-prefix", "{dir}/p", "--log-interval", "-1"],
+            "log_interval=-1",
+        ),
+        (
+            [*"--input {dir}/a.jsonl --output-prefix {dir}/p --split 9,1,0".split(), "{flags}"],
+            "--split is given, and",
+        ),
     ],
 )
 def test_a_bad_command_line_is_named(tmp_path, tokenizer, args, what):

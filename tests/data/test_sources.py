@@ -1,0 +1,29 @@
+"""Which files of a folder are inputs."""
+
+import pytest
+
+from megatron_yuyuan.data.sources import find_sources
+from megatron_yuyuan.errors import DataError
+
+INPUTS = ["a.xml", "b.nxml", "c.jsonl", "d.xml.gz", "deep/e.xml"]
+OTHERS = [
+    *("text_document.bin", "text_document.idx", "text_document.meta.json", "notes.txt"),
+    *("tokenizer.json", "vocab.json", "merges.txt", "config.json", ".hidden.jsonl"),
+]
+
+
+def test_a_folder_gives_its_inputs_and_not_what_was_made_from_them(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in [*INPUTS, *OTHERS]:
+        (tmp_path / name).write_text('{"text": "a"}')
+    found = [str(source.path.relative_to(tmp_path)) for source in find_sources([str(tmp_path)])]
+    assert found == INPUTS
+    named = find_sources([str(tmp_path / "vocab.json")])  # by its own name a file may be anything
+    assert [source.format for source in named] == ["jsonl"]
+
+
+def test_a_folder_without_inputs_is_refused(tmp_path):
+    (tmp_path / "vocab.json").write_text('{"text": "a"}')
+    with pytest.raises(DataError, match="holds no input") as raised:
+        find_sources([str(tmp_path)])
+    assert ".nxml" in raised.value.why
