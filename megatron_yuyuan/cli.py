@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from megatron_yuyuan.config import Config, config_fields, load_toml, nearest
@@ -62,26 +63,10 @@ def parse_config(description: str, args: Sequence[str] | None = None) -> Config:
         "--print-config", action="store_true", help="print what files and flags say, and stop"
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
-    documented = _field_documentation()
-    for name, (group, declared) in config_fields().items():
+    for name, (group, _) in config_fields().items():
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
-        flag, text = (
-            "--" + name.replace("_", "-"),
-            f"{documented[name]} (default: {_shown(declared.default)})",
-        )
-        options: dict = {"dest": name, "default": None, "help": text.replace("%", "%%")}
-        if declared.type is bool:
-            action = "store_true" if name.startswith("no_") else argparse.BooleanOptionalAction
-            groups[group].add_argument(flag, action=action, **options)
-        elif declared.type == tuple[str, ...]:
-            groups[group].add_argument(flag, nargs="+", metavar="PREFIX", **options)
-        else:
-            choices = declared.metadata.get("choices")
-            metavar = None if choices else declared.type.__name__.upper()
-            groups[group].add_argument(
-                flag, type=declared.type, choices=choices, metavar=metavar, **options
-            )
+        add_config_argument(groups[group], name, default=None)
     words = _without_ineffective(sys.argv[1:] if args is None else list(args))
     parsed = vars(parser.parse_args(words))
     values: dict = {}
@@ -99,8 +84,23 @@ def parse_config(description: str, args: Sequence[str] | None = None) -> Config:
     return config
 
 
-def _shown(default) -> str:
-    return " ".join(default) or "none" if isinstance(default, tuple) else str(default) or "none"
+def add_config_argument(parser: argparse._ActionsContainer, name: str, **options) -> None:
+    """The flag of one field of `config.py`: its type, choices, default and help. `options` win."""
+    _, declared = config_fields()[name]
+    default = declared.default
+    shown = (" ".join(default) if isinstance(default, tuple) else str(default)) or "none"
+    text = f"{field_documentation()[name]} (default: {shown})"
+    options = {"dest": name, "default": default, "help": text.replace("%", "%%")} | options
+    if declared.type is bool:
+        positive = argparse.BooleanOptionalAction
+        options["action"] = "store_true" if name.startswith("no_") else positive
+    elif declared.type == tuple[str, ...]:
+        options |= {"nargs": "+", "metavar": "PREFIX"}
+    else:
+        choices = declared.metadata.get("choices")
+        metavar = None if choices else declared.type.__name__.upper()
+        options |= {"type": declared.type, "choices": choices, "metavar": metavar}
+    parser.add_argument("--" + name.replace("_", "-"), **options)
 
 
 def _without_ineffective(words: list[str]) -> list[str]:
@@ -119,7 +119,8 @@ def _without_ineffective(words: list[str]) -> list[str]:
     return kept
 
 
-def _field_documentation() -> dict[str, str]:
+@cache
+def field_documentation() -> dict[str, str]:
     """Field name -> the string that stands under it in config.py."""
     import ast
 

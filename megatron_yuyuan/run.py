@@ -250,9 +250,8 @@ def question_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dat
             "--train-data-path PREFIX_train_qa_document --valid-data-path PREFIX_valid_qa_document",
         )
     train, valid = open_shards(config, tokenizer)
-    length, eod = config.data.seq_length, tokenizer.eod
-    valid_set = QADataset(valid, length, eod, None) if valid else None
-    return QADataset(train, length, eod, config.training.seed), valid_set
+    common = config.data.seq_length, tokenizer.eod, config.training.seed
+    return QADataset(train, *common), QADataset(valid, *common) if valid else None
 
 
 def open_shards(config: Config, tokenizer: Tokenizer):

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import pytest
 from tiny import TINY
 
-from megatron_yuyuan.cli import _field_documentation, parse_config
+from megatron_yuyuan.cli import field_documentation, parse_config
 from megatron_yuyuan.config import Config, config_fields, load_toml
 from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.validation import validate
 
 
 def test_every_field_is_documented_and_has_a_name_of_its_own():
-    documented = _field_documentation()
+    documented = field_documentation()
     groups = [dataclasses.fields(group.default) for group in dataclasses.fields(Config)]
     assert sum(map(len, groups)) == len(config_fields())  # no name twice
     assert set(config_fields()) <= set(documented)

@@ -20,9 +20,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from megatron_yuyuan.cli import ArgumentParser, run_command
+from megatron_yuyuan.cli import ArgumentParser, add_config_argument, run_command
 from megatron_yuyuan.config import DataConfig
-from megatron_yuyuan.data.arguments import TOKENIZER, add_config_arguments
 from megatron_yuyuan.data.files import AtomicFiles, describe_source
 from megatron_yuyuan.data.indexed_dataset import IndexedDatasetWriter, dtype_for
 from megatron_yuyuan.data.medquad import SPLITS, assign_splits, write_jsonl
@@ -38,6 +37,8 @@ from megatron_yuyuan.data.template import TEMPLATE
 from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
 
+TOKENIZER = ("tokenizer_type", "vocab_file", "merge_file", "tokenizer_model")
+"""The fields of DataConfig that name a tokenizer."""
 BATCH = 1000
 """Documents that the tokenizer's threads share at a time."""
 
@@ -122,7 +123,8 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="documents between lines of progress on stderr; 0 (default): none",
     )
-    add_config_arguments(parser, TOKENIZER)
+    for name in TOKENIZER:
+        add_config_argument(parser, name)
     options = parser.parse_args(args)
     if options.workers < 0:
         raise ConfigError(

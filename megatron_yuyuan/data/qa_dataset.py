@@ -13,8 +13,8 @@ class QADataset:
     """Sample i is a document of two sequences, prompt and answer (with end of text), in a keyed
     order.
 
-    A pair longer than seq_length + 1 tokens loses the end of its answer. Without a seed, as for
-    validation, the pairs come in their own order. Raises DataError at opening: not a shard of
+    A pair longer than seq_length + 1 tokens loses the end of its answer. Without a seed the
+    pairs come in their own order. Raises DataError at opening: not a shard of
     pairs, another template, nothing in it that could be learned.
     """
 
