@@ -13,6 +13,7 @@ FLOORS = [
     {"train"},
     {"checkpoint"},
     {"evaluate"},
+    {"resolve"},
     {"run"},
 ]
 MODEL_MAY_IMPORT = {"torch", "math", "dataclasses", "config", "kernels", "model"}
