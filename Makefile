@@ -38,10 +38,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "  On Linux pip's default torch brings the CUDA libraries, several GB. For a CPU torch give pip its index,"
 	@echo "  as pytorch.org/get-started shows it:   make quickstart PIP_FLAGS='--extra-index-url URL'"
 	@echo "  To use the torch that a Python has:    make quickstart SYSTEM_TORCH=1 PYTHON=/path/to/python"
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(venv_flags) $(VENV)
-	test "$(pins)" = constraints.txt || grep -v '^torch==' constraints.txt > $(pins)
-	$(python) -m pip install -q $(PIP_FLAGS) -c $(pins) -e .
+	@test "$(pins)" = constraints.txt || grep -v '^torch==' constraints.txt > $(pins)
+	@echo "Installing; this takes a minute with a CPU torch ..."
+	@$(python) -m pip install -q $(PIP_FLAGS) -c $(pins) -e .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

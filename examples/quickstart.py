@@ -66,11 +66,17 @@ def steps(directory: Path) -> list[tuple[str, list[str]]]:
 
 def step(title: str, words: list[str]) -> None:
     """Print a command and run it; end with its status if it fails."""
-    print(f"\n=== {title}\n$ {shlex.join(['python', *words])}", flush=True)
+    print(f"\n=== {title}\n$ {shlex.join([python(), *words])}", flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     result = subprocess.run([sys.executable, *words], env=environment, check=False)
     if result.returncode:
         sys.exit(result.returncode)
+
+
+def python() -> str:
+    """The Python that runs this, as a person here would type it."""
+    here, path = Path.cwd(), Path(sys.executable)
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def main() -> None:
@@ -86,6 +92,7 @@ def main() -> None:
             "nothing is overwritten",
             f"another directory (make quickstart OUT=other), or rm -r {shlex.quote(str(out))}",
         )
+    print("The whole chain in nine commands; each runs with OMP_NUM_THREADS=1.")
     begun = time.perf_counter()
     for title, words in steps(out):
         step(title, words)
@@ -113,7 +120,7 @@ finetuned     {out / "finetuned"}
 answers       {out / "answers.jsonl"}
 Hugging Face  {out / "huggingface"}
 
-ask it        python tools/generate_text.py --load {out / "huggingface"} --question "What causes malaria?"
+ask it        {python()} tools/generate_text.py --load {out / "huggingface"} --question "What causes malaria?"
 next          README.md says how to run on your own data, and on 32 GPUs""")
 
 

@@ -3,17 +3,20 @@ on."""
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from megatron_yuyuan.config import Config, config_fields, load_toml, nearest
 from megatron_yuyuan.errors import ConfigError, YuyuanError, refused_for_now
-from megatron_yuyuan.megatron_flags import NO_EFFECT, NO_EFFECT_WITH_VALUE, not_yet
+from megatron_yuyuan.megatron_flags import INSTEAD, NO_EFFECT, NO_EFFECT_WITH_VALUE, not_yet
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -34,7 +37,7 @@ class ArgumentParser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         choice = re.match(r"argument (\S+): invalid choice: '([^']+)'", message)
         if unknown and not_yet(unknown[1]):
-            raise refused_for_now(unknown[1])
+            raise refused_for_now(unknown[1], INSTEAD.get(unknown[1], ""))
         if choice and not_yet(choice[2]):
             raise refused_for_now(f"{choice[1]} {choice[2]}")
         if unknown:
@@ -148,12 +151,24 @@ def run_command(main: Callable[[], None]) -> None:
             if "--debug" in sys.argv:
                 traceback.print_exc()
             print(f"error: {error}", file=sys.stderr, flush=True)
+        _tell_torchrun(str(error).splitlines()[0])
         sys.exit(2)
-    except (
-        BrokenPipeError
-    ):  # the reader of our output (head, less) has gone: nobody is left to tell
+    except KeyboardInterrupt:
+        if _is_first_rank():
+            print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)  # not by way of collectives that wait for ranks which are gone
+    except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _tell_torchrun(what: str) -> None:
+    """Let torchrun's own report, which comes last, name the cause too. Its format: a JSON object in
+    the rank's error file, torch.distributed.elastic.multiprocessing.errors."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        with suppress(OSError):  # said on stderr already
+            Path(path).write_text(json.dumps({"message": what, "timestamp": int(time.time())}))
 
 
 def _is_first_rank() -> bool:

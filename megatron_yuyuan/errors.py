@@ -43,10 +43,10 @@ class UnsafeError(YuyuanError):
     """A file that would run code or leave its folder if it were opened as asked."""
 
 
-def refused_for_now(what: str) -> ConfigError:
+def refused_for_now(what: str, instead: str = "") -> ConfigError:
     """The error for something of Megatron-LM's that is not built here."""
     return ConfigError(
         f"{what} is not yet supported",
         "what would be ignored silently is refused instead",
-        "leave it out; README.md says what works today",
+        instead or "leave it out; README.md says what works today",
     )

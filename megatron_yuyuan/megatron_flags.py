@@ -17,6 +17,9 @@ NOT_YET = frozenset(
 NOT_YET_VALUES = frozenset({"SentencePieceTokenizer", "inverse-square-root", "WSD"})
 """The same, for values of flags that are built."""
 
+INSTEAD = {"--fp16": "--bf16"}
+"""What serves in place of some of them."""
+
 NO_EFFECT = frozenset(
     """
     --use-mcore-models --no-gradient-accumulation-fusion --use-flash-attn --overlap-grad-reduce

@@ -180,3 +180,6 @@ def introduce(
         f"{training.global_batch_size} samples are {epochs:.2f} epochs; validation on "
         f"{f'{len(validation_set):,} samples' if validation_set else 'nothing'}"
     )
+    place, interval = config.checkpoint.save, config.checkpoint.save_interval
+    often = f"every {interval} steps and at the end" if interval else "at the end"
+    log.line(f"saving: {f'{often} to {place}' if place else 'nothing, there is no --save'}")

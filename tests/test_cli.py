@@ -1,5 +1,7 @@
 """The command line: Megatron-LM's flags, refused or accepted but never ignored silently."""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -95,8 +97,33 @@ def test_an_error_is_three_lines_and_status_2(repository):
     )
     assert ended.returncode == 2
     lines = ended.stderr.splitlines()
-    assert [line[:8] for line in lines] == ["error: -", "  why: w", "  try: l"]
+    assert [line[:7] for line in lines] == ["error: ", "  why: ", "  try: "]
     assert "not yet" in lines[0]
+    assert "--bf16" in lines[2]
+
+
+def test_torchruns_report_names_the_cause_too(repository, tmp_path):
+    error_file = tmp_path / "attempt_0" / "0" / "error.json"
+    error_file.parent.mkdir(parents=True)
+    subprocess.run(
+        [sys.executable, str(repository / "pretrain_gpt.py"), "--fp16"],
+        env=os.environ | {"TORCHELASTIC_ERROR_FILE": str(error_file)},
+        capture_output=True,
+        check=False,
+    )
+    assert json.loads(error_file.read_text())["message"] == "--fp16 is not yet supported"
+
+
+def test_ctrl_c_is_no_traceback():
+    program = (
+        "from megatron_yuyuan.cli import run_command\n"
+        "def main(): raise KeyboardInterrupt\n"
+        "run_command(main)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (130, "interrupted\n")
 
 
 def test_debug_adds_the_traceback(repository):

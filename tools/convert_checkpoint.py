@@ -58,7 +58,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.origin:
         run = import_directory(options.load, options.save)
         print(f"written {run.absolute()}: checkpoint iter_0000000 of {options.load}")
-        print(f"next: torchrun finetune_qa.py --load {options.save} ...")
+        print(f"next: finetune_qa.py --load {options.save} ... or, to go on pretraining,")
+        print(f"      pretrain_gpt.py --load {options.save} --finetune ...")
         return
     dtype = options.dtype or "float32"
     loaded = load_model(options.load, options.ckpt_step or None)

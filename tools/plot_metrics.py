@@ -40,9 +40,7 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(
-            "matplotlib is not installed",
-            "it draws the curves",
-            "pip install megatron_yuyuan[report]",
+            "matplotlib is not installed", "it draws the curves", "pip install matplotlib"
         )
     with AtomicFiles() as files:
         draw([_read(run) for run in options.run], files.open(options.output))

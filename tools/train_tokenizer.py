@@ -14,8 +14,8 @@ from pathlib import Path
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
 from megatron_yuyuan.data.sources import FORMATS, find_sources, read_texts
-from megatron_yuyuan.data.tokenizer import train_bpe
-from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.data.tokenizer import Tokenizer, train_bpe
+from megatron_yuyuan.errors import ConfigError, DataError
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -52,6 +52,13 @@ def main(args: Sequence[str] | None = None) -> None:
             f"no document in {', '.join(options.input)}",
             "nothing to learn from",
             "an input with text in it",
+        )
+    kept = Path(options.output_dir) / "tokenizer.json"
+    if kept.exists() and Tokenizer.from_file(kept).fingerprint != tokenizer.fingerprint:
+        raise ConfigError(
+            f"{options.output_dir} holds another tokenizer",
+            "shards and checkpoints may have been made with it",
+            "another --output-dir, or remove that one",
         )
     tokenizer.save(options.output_dir)
     print(

@@ -27,8 +27,10 @@ are in Hugging Face's format.
 from transformers import pipeline
 
 generator = pipeline("text-generation", model="{name}")
-generator({example!r}, max_new_tokens=64, do_sample=False)
+generator({example!r}, max_new_tokens={new_tokens}, do_sample=False)
 ```
+
+Prompt and answer together have room for {positions} tokens.
 
 A question is asked with the prompt `{prompt}`; the answer follows as `{answer}` and ends with `<|endoftext|>`. A model
 that was only pretrained continues text and does not know this prompt.
@@ -59,6 +61,7 @@ def model_card(loaded: LoadedModel, name: str) -> str:
         training=_training(loaded.state),
         prompt=loaded.template.prompt,
         answer=loaded.template.answer,
+        new_tokens=min(64, config.max_position_embeddings // 2),
         example=loaded.template.prompt_text("What is gout?"),
     )
 
