@@ -111,7 +111,8 @@ def summarise(out: Path, seconds: float) -> None:
 pretraining   loss {pretrained[0]["lm_loss"]:.2f} -> {pretrained[-1]["lm_loss"]:.2f} in {len(pretrained)} steps
 finetuning    loss {finetuned[0]["lm_loss"]:.2f} -> {finetuned[-1]["lm_loss"]:.2f} in {len(finetuned)} steps
 held out      {right} of {len(answers)} questions in a wording never trained on answered word for word
-              (their facts were trained on, in other wordings: this shows that the chain works, no more)
+              (their facts were trained on, in other wordings: this shows that the chain works, no more;
+              they were the validation set too, by which nothing was chosen)
 
 tokenizer     {out / "tokenizer"}
 shards        {out / "data"}
