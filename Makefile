@@ -30,16 +30,17 @@ lint: $(VENV)/installed-dev
 	$(python) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) quickstart
+	rm -rf .venv quickstart
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "About to install megatron_yuyuan into $(VENV): torch 2.13.0, numpy, safetensors, tokenizers,"
 	@echo "sentencepiece, sacrebleu, lxml, rich, in the versions of constraints.txt (about 1 GB with a CPU torch)."
 	@echo "  On Linux pip's default torch brings the CUDA libraries, several GB. For a CPU torch give pip its index,"
 	@echo "  as pytorch.org/get-started shows it:   make quickstart PIP_FLAGS='--extra-index-url URL'"
-	@echo "  To use the torch that a Python has:    make quickstart SYSTEM_TORCH=1 PYTHON=/path/to/python"
+	@echo "  To use the torch of a system's or conda's Python:  make quickstart SYSTEM_TORCH=1 PYTHON=/path/to/python"
+	@echo "  To use that of a virtual environment:              make quickstart SYSTEM_TORCH=1 VENV=/path/to/environment"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(venv_flags) $(VENV)
+	test -x $(python) || $(PYTHON) -m venv $(venv_flags) $(VENV)
 	@test "$(pins)" = constraints.txt || grep -v '^torch==' constraints.txt > $(pins)
 	@echo "Installing; this takes a minute with a CPU torch ..."
 	@$(python) -m pip install -q $(PIP_FLAGS) -c $(pins) -e .
