@@ -6,7 +6,6 @@ Every step is a command that is printed before it runs; try them by hand, with o
 data are the short records and questions of examples/sample_data, written for this repository.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -81,9 +80,7 @@ def python() -> str:
 
 def main() -> None:
     """Run every step into a new directory. Raises ConfigError where it exists."""
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("directory", nargs="?", default="quickstart", metavar="DIRECTORY")
     out = Path(parser.parse_args().directory)
     if out.exists():

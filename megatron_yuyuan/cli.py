@@ -23,7 +23,8 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse whose errors are `ConfigError`s and whose flags may be written with - or _."""
 
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, **options)
+        keep_lines = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=keep_lines, **options)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None):
@@ -52,9 +53,7 @@ def parse_config(description: str, args: Sequence[str] | None = None) -> Config:
     Raises ConfigError. `--print-config` prints the result as TOML and ends the process with status
     0.
     """
-    parser = ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=description)
     parser.add_argument(
         "--config",
         action="append",

@@ -9,7 +9,6 @@ compared with the checkpoint before it appears. An import is a checkpoint of ite
 --load RUN --finetune.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
@@ -19,9 +18,7 @@ from megatron_yuyuan.errors import ConfigError
 def main(args: Sequence[str] | None = None) -> None:
     """Read the command line, convert, say what was written. Raises ConfigError, DataError,
     UnsafeError."""
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__)
     direction = parser.add_mutually_exclusive_group(required=True)
     direction.add_argument("--to", choices=("hf",), help="export to this format")
     direction.add_argument("--from", dest="origin", choices=("hf",), help="import from this format")

@@ -78,9 +78,7 @@ def spread(pairs: list, limit: int) -> list:
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__)
     add_model_arguments(parser)
     parser.add_argument(
         "--data", required=True, metavar="FILE.jsonl", help="questions and their answers"

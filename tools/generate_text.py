@@ -4,7 +4,6 @@ python tools/generate_text.py --load RUN --prompt "Diabetics should not eat" --m
 python tools/generate_text.py --load RUN --question "What is gout?"
 """
 
-import argparse
 from collections.abc import Sequence
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
@@ -14,9 +13,7 @@ from megatron_yuyuan.evaluate.arguments import add_model_arguments, add_sampling
 def main(args: Sequence[str] | None = None) -> None:
     """Read the command line, print the continuation or the answer. Raises ConfigError, DataError,
     UnsafeError."""
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__)
     add_model_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT", help="a text to continue, taken as it stands")

@@ -7,7 +7,6 @@ One panel a run: every step's loss, and the validation loss where it was evaluat
 `report` (pip install megatron_yuyuan[report]).
 """
 
-import argparse
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +21,7 @@ from megatron_yuyuan.log import read_metrics
 def main(args: Sequence[str] | None = None) -> None:
     """Read the command line, draw. Raises ConfigError (no matplotlib, not a .png) and DataError (no
     run, no steps)."""
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument(
         "--run", action="append", required=True, metavar="TITLE=DIR", help="a run directory"
     )

@@ -26,8 +26,8 @@ from megatron_yuyuan.data.files import AtomicFiles, describe_source
 from megatron_yuyuan.data.indexed_dataset import IndexedDatasetWriter, dtype_for
 from megatron_yuyuan.data.medquad import SPLITS, assign_splits, write_jsonl
 from megatron_yuyuan.data.sources import (
-    FORMATS,
     Source,
+    add_input_arguments,
     find_sources,
     hold_questions,
     read_questions,
@@ -82,15 +82,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--input", nargs="+", required=True, metavar="PATH", help="files, or folders to search"
-    )
-    parser.add_argument(
-        "--input-format", choices=FORMATS, default="auto", help="auto looks into each file"
-    )
+    parser = ArgumentParser(description=__doc__)
+    add_input_arguments(parser)
     parser.add_argument(
         "--json-keys",
         nargs="+",

@@ -7,28 +7,20 @@ r"""Learn a byte-level BPE on the texts that will be trained on.
 The end of text is the last id. The same inputs in the same order give the same files.
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
-from megatron_yuyuan.data.sources import FORMATS, find_sources, read_texts
+from megatron_yuyuan.data.sources import add_input_arguments, find_sources, read_texts
 from megatron_yuyuan.data.tokenizer import Tokenizer, train_bpe
 from megatron_yuyuan.errors import ConfigError, DataError
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Read the command line, learn, write, print a report. Raises YuyuanError."""
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--input", nargs="+", required=True, metavar="PATH", help="files, or folders to search"
-    )
-    parser.add_argument(
-        "--input-format", choices=FORMATS, default="auto", help="auto looks into each file"
-    )
+    parser = ArgumentParser(description=__doc__)
+    add_input_arguments(parser)
     parser.add_argument(
         "--json-keys", default="text", metavar="KEY", help="key of a JSONL line that holds the text"
     )

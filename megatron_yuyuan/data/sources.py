@@ -1,6 +1,7 @@
 """From the paths on a command line to texts or questions: which files, in which format."""
 
 import re
+from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,16 @@ class Source:
             if self.format == "medquad-xml"
             else read_qa_jsonl(self.path)
         )
+
+
+def add_input_arguments(parser: ArgumentParser) -> None:
+    """The flags that name inputs, alike for every command that reads them."""
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="PATH", help="files, or folders to search"
+    )
+    parser.add_argument(
+        "--input-format", choices=FORMATS, default="auto", help="auto looks into each file"
+    )
 
 
 def find_sources(inputs: Sequence[str], input_format: str = "auto") -> list[Source]:
