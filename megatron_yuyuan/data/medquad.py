@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import BinaryIO
 
 from lxml import etree
 
-from megatron_yuyuan.data.files import bad_line, read_json_lines, string_of
+from megatron_yuyuan.data.jsonl import bad_line, read_json_lines, string_of
+from megatron_yuyuan.data.medquad_answers import clean_answer, clean_lines, clean_text
 from megatron_yuyuan.data.xml_elements import read_elements, text_of
 from megatron_yuyuan.errors import DataError
 
@@ -22,7 +22,10 @@ DOCUMENTS = ("Document", "DiseaseFile", "doc")
 
 @dataclass(frozen=True)
 class QuestionAnswer:
-    """One question, its answer, and where it comes from. `focus` is what the page is about."""
+    """One question, its answer, and where it comes from. `focus` is what the page is about.
+
+    A question is one line. An answer may be several; those of a list begin with `- `.
+    """
 
     question: str
     answer: str
@@ -32,18 +35,14 @@ class QuestionAnswer:
     qtype: str = ""
 
 
-def clean_text(text: str) -> str:
-    """White space collapsed, `Gout? ?` to `Gout?`; bullets stay as ` - item - item`."""
-    return re.sub(r"\s*\?(\s+\?)*", "?", " ".join(text.split()))
-
-
 def read_medquad(path: str | Path, dropped: Counter | None = None) -> Iterator[QuestionAnswer]:
     """Yield the cleaned pairs of one XML file, or of all .xml files under a folder in sorted order.
 
-    `dropped` counts, by reason, pages without a pair, pairs without question or answer, exact
-    repeats. Raises DataError (missing, empty, not well-formed, no page at all in the file or
-    folder) and UnsafeError (entity declarations). Source: Ben Abacha and Demner-Fushman 2019,
-    https://github.com/abachaa/MedQuAD
+    `dropped` counts, by reason, pages without a pair, pairs without question or answer, answers that
+    are links and nothing else, exact repeats. An answer under several questions stays under each:
+    that one pattern of inheritance holds for 348 diseases is knowledge. Raises DataError (missing,
+    empty, not well-formed, no page at all in the file or folder) and UnsafeError (entity
+    declarations). Source: Ben Abacha and Demner-Fushman 2019, https://github.com/abachaa/MedQuAD
     """
     dropped, files = Counter() if dropped is None else dropped, [Path(path)]
     if files[0].is_dir():
@@ -81,16 +80,20 @@ def _read_file(path: Path, dropped: Counter) -> Iterator[QuestionAnswer]:
         if not elements:
             dropped["page without a question"] += 1
         for element in elements:
-            question = _child(element, "question")
-            asked, answer = (
-                clean_text(text_of(question)),
-                clean_text(text_of(_child(element, "answer"))),
-            )
-            if asked and answer:
+            question, answer = _child(element, "question"), _child(element, "answer")
+            asked, cleaned = clean_text(text_of(question)), clean_answer(_layout_of(answer))
+            if asked and cleaned:
                 qtype = question.get("qtype", "")
-                yield QuestionAnswer(asked, answer, focus, source, _document_id(document), qtype)
+                yield QuestionAnswer(asked, cleaned, focus, source, _document_id(document), qtype)
+            elif asked and text_of(answer):
+                dropped["answer of links alone"] += 1
             else:
                 dropped["no answer" if asked else "no question"] += 1
+
+
+def _layout_of(element: etree._Element | None) -> str:
+    """All text in an element with its white space, which tells the lines. Empty for None."""
+    return "" if element is None else "".join(element.itertext()).strip()
 
 
 def _child(element: etree._Element, *names: str) -> etree._Element | None:
@@ -158,17 +161,18 @@ def write_jsonl(stream: BinaryIO, pairs: Iterable[QuestionAnswer]) -> None:
 
 
 def read_qa_jsonl(path: str | Path) -> Iterator[QuestionAnswer]:
-    """Yield the pairs of a JSONL file with the keys question and answer (or Question and Answer),
-    cleaned.
+    """Yield the pairs of a JSONL file with the keys question and answer (or Question and Answer):
+    white space cleaned, lines of the answer kept.
 
     Raises DataError with the line number: see `read_json_lines`; a key missing (naming those seen);
     an empty value.
     """
     for number, record in read_json_lines(path):
         question, answer = (
-            clean_text(string_of(record, (key, key.capitalize()), path, number))
+            string_of(record, (key, key.capitalize()), path, number)
             for key in ("question", "answer")
         )
+        question, answer = clean_text(question), "\n".join(clean_lines(answer.split("\n")))
         if not (question and answer):
             raise bad_line(path, number, "an empty question or answer")
         yield QuestionAnswer(question, answer)

@@ -18,7 +18,6 @@ from megatron_yuyuan.data.medquad import (
     SPLITS,
     QuestionAnswer,
     assign_splits,
-    clean_text,
     normalise,
     read_medquad,
     read_qa_jsonl,
@@ -28,34 +27,26 @@ from megatron_yuyuan.errors import DataError, UnsafeError
 
 USUAL = """<Document id="7" source="GARD" url="u"><Focus>Gout</Focus><QAPairs>
 <QAPair pid="1"><Question qid="7-1" qtype="information">What is (are) Gout ?</Question>
-<Answer>Gout is   a disease.
+<Answer>Gout is a disease.
    - Joints    - Pain</Answer></QAPair>
 <QAPair pid="2"><Question qid="7-2" qtype="symptoms">Symptoms of Gout? ?</Question><Answer/></QAPair>
 <QAPair pid="3"><Question qid="7-1" qtype="x">What is (are) Gout?</Question>
-<Answer>Gout is a disease. - Joints - Pain</Answer></QAPair>
+<Answer>  Gout is  a disease.    - Joints  -  Pain</Answer></QAPair>
+<QAPair pid="4"><Question qid="7-4" qtype="treatment">What are the treatments for Gout ?</Question>
+<Answer>These resources address the diagnosis or management of gout:  - Gene Review</Answer></QAPair>
 </QAPairs></Document>"""
 LOWER = """<doc docid="8" corpus="NINDS"><doctitle-focus>Ataxia</doctitle-focus><qaPairs><pair pid="1">
 <question qid="8-1" qtype="outlook">what is the prognosis ?</question><answer>Good.</answer>
 </pair></qaPairs></doc>"""
 GOUT = QuestionAnswer(
-    "What is (are) Gout?", "Gout is a disease. - Joints - Pain", "Gout", "GARD", "7", "information"
+    "What is (are) Gout?",
+    "Gout is a disease.\n- Joints\n- Pain",
+    "Gout",
+    "GARD",
+    "7",
+    "information",
 )
 ATAXIA = QuestionAnswer("what is the prognosis?", "Good.", "Ataxia", "NINDS", "8", "outlook")
-
-
-@pytest.mark.parametrize(
-    ("raw", "clean"),
-    [
-        (" What  is\n gout ? ", "What is gout?"),
-        ("Gout? ?", "Gout?"),
-        ("Why ? Because.", "Why? Because."),
-        ("- one    - two", "- one - two"),
-        ("What??", "What??"),
-        ("", ""),
-    ],
-)
-def test_clean_text(raw, clean):
-    assert clean_text(raw) == clean
 
 
 def test_both_schemas_several_documents_and_a_folder(tmp_path):
@@ -66,7 +57,7 @@ def test_both_schemas_several_documents_and_a_folder(tmp_path):
     (tmp_path / "c.xml").write_text(f"<all>{USUAL.replace('Document', 'DiseaseFile')}{LOWER}</all>")
     dropped = Counter()
     assert list(read_medquad(tmp_path / "a.xml", dropped)) == [GOUT]
-    assert dropped == {"no answer": 1, "exact repeat": 1}
+    assert dropped == {"no answer": 1, "answer of links alone": 1, "exact repeat": 1}
     assert list(read_medquad(tmp_path / "c.xml")) == [GOUT, ATAXIA]
     assert list(read_medquad(tmp_path)) == [GOUT, ATAXIA]
 
@@ -79,7 +70,7 @@ def test_what_holds_no_questions_is_refused(tmp_path):
         list(read_medquad(tmp_path))
     for text, kind, what in (
         (" <a/>", DataError, "no page of questions"),
-        (USUAL[:-20], DataError, r"line 8: not well-formed .*last whole record"),
+        (USUAL[:-20], DataError, r"line 10: not well-formed .*last whole record"),
         (f'<!DOCTYPE a [<!ENTITY b "c">]><a>{USUAL}</a>', UnsafeError, "entities"),
     ):
         file.write_text(text)
@@ -149,8 +140,8 @@ def test_jsonl_comes_back(tmp_path):
     file.write_bytes(stream.getvalue())
     assert [set(json.loads(line)) for line in file.open()] == [{"question", "answer"}] * 2
     assert [pair.answer for pair in read_qa_jsonl(file)] == [GOUT.answer, "Good."]
-    file.write_text('{"Question": "q ?", "Answer": "a"}\n\n')
-    assert list(read_qa_jsonl(file)) == [QuestionAnswer("q?", "a")]
+    file.write_text('{"Question": " q\\n ?", "Answer": " a  b\\n\\n - \\n-  c\\r\\n"}\n\n')
+    assert list(read_qa_jsonl(file)) == [QuestionAnswer("q?", "a b\n- c")]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +175,8 @@ def test_the_real_dataset_is_read_and_divided(real_data, tmp_path):
         archive.extractall(tmp_path, filter="data")
     dropped = Counter()
     pairs = list(read_medquad(tmp_path, dropped))
-    assert len(pairs) == 13649 and dropped["exact repeat"] == 23
+    assert len(pairs) == 12685
+    assert dropped["exact repeat"] == 23 and dropped["answer of links alone"] == 964
     splits = assign_splits(pairs)
     shuffled = list(zip(pairs, splits, strict=True))
     random.Random(0).shuffle(shuffled)
