@@ -140,8 +140,8 @@ def field_documentation() -> dict[str, str]:
 def run_command(main: Callable[[], None]) -> None:
     """Run a command and turn its end into an exit status.
 
-    0 done; 1 our own bug, with traceback; 2 something a person must change, in three lines on
-    stderr, printed once per job. `--debug` on the command line adds the traceback.
+    0 done; 1 our own bug, with traceback; 2 something a person must change and 75 start it again, in
+    three lines on stderr, printed once per job. `--debug` on the command line adds the traceback.
     """
     try:
         main()
@@ -151,7 +151,7 @@ def run_command(main: Callable[[], None]) -> None:
                 traceback.print_exc()
             print(f"error: {error}", file=sys.stderr, flush=True)
         _tell_torchrun(str(error).splitlines()[0])
-        sys.exit(2)
+        sys.exit(error.status)
     except KeyboardInterrupt:
         if _is_first_rank():
             print("interrupted", file=sys.stderr, flush=True)

@@ -94,27 +94,36 @@ class DataConfig:
     """Which tokens are read, and which tokenizer made them."""
 
     data_path: tuple[str, ...] = ()
-    """Prefix of a .bin/.idx shard that is divided by `split` into training, validation and test
-    documents."""
+    """Prefixes of .bin/.idx shards whose documents `split` divides into training, validation and test.
+    Several are blended: `A B` by their samples, `0.7 A 0.3 B` by these weights."""
     train_data_path: tuple[str, ...] = ()
-    """Prefix of a shard that is all training (instead of data_path)."""
+    """The same, all training (instead of data_path)."""
     valid_data_path: tuple[str, ...] = ()
-    """Prefix of a shard that is all validation (instead of data_path)."""
+    """The same, all validation (instead of data_path)."""
     split: str = "949,50,1"
     """Shares of the documents of data_path for training, validation and test."""
     seq_length: int = 1024
     """Tokens T of a sample."""
+    reset_position_ids: bool = False
+    """Count positions anew after an end of text inside a sample."""
+    reset_attention_mask: bool = False
+    """Attend only within a document: not across an end of text."""
+    eod_mask_loss: bool = False
+    """Learn nothing at an end of text, where the next document's first token would be guessed."""
     tokenizer_type: str = field(
         default="GPT2BPETokenizer",
-        metadata={"choices": ("GPT2BPETokenizer", "HuggingFaceTokenizer")},
+        metadata={
+            "choices": ("GPT2BPETokenizer", "HuggingFaceTokenizer", "SentencePieceTokenizer")
+        },
     )
-    """GPT2BPETokenizer reads vocab_file and merge_file, HuggingFaceTokenizer a tokenizer.json."""
+    """GPT2BPETokenizer reads vocab_file and merge_file, the others tokenizer_model: a tokenizer.json or a
+    SentencePiece model."""
     vocab_file: str = ""
     """GPT-2's vocab.json (also called encoder.json)."""
     merge_file: str = ""
     """GPT-2's merges.txt (also called vocab.bpe)."""
     tokenizer_model: str = ""
-    """A tokenizer.json, or a directory that holds one."""
+    """A tokenizer.json, a SentencePiece .model, or a directory that holds one of them."""
 
 
 @dataclass(frozen=True)

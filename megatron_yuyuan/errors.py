@@ -2,7 +2,7 @@
 
 
 class YuyuanError(Exception):
-    """Something a person must change before the command can work (exit status 2).
+    """Something a person must change before the command can work.
 
     `str(error)` is the text a person sees, less the word `error`:
 
@@ -10,6 +10,9 @@ class YuyuanError(Exception):
           why: a tensor rank computes whole heads
           try: 1, 2, 4, 8, 16 or 32
     """
+
+    status = 2
+    """Of the process that ends with it."""
 
     def __init__(self, what: str, why: str, remedy: str):
         super().__init__(what, why, remedy)
@@ -41,6 +44,12 @@ class DataError(YuyuanError):
 
 class UnsafeError(YuyuanError):
     """A file that would run code or leave its folder if it were opened as asked."""
+
+
+class LostError(YuyuanError):
+    """A process was lost. What it had finished is saved: the same command, started again, goes on."""
+
+    status = 75
 
 
 def refused_for_now(what: str, instead: str = "") -> ConfigError:

@@ -4,20 +4,23 @@ NOT_YET = frozenset(
     """
     --context-parallel-size --num-layers-per-virtual-pipeline-stage --rampup-batch-size
     --train-samples --fp16 --loss-scale --initial-loss-scale --loss-scale-window --hysteresis
-    --data-cache-path --num-workers --eod-mask-loss --reset-position-ids --reset-attention-mask
-    --untie-embeddings-and-output-weights --save-retain-interval --no-load-rng --async-save
-    --exit-signal-handler --exit-signal --exit-duration-in-mins --exit-interval --log-throughput
-    --log-progress --tensorboard-dir --wandb-project --iterations-to-skip --deterministic-mode
-    --recompute-activations --recompute-granularity --recompute-method --lr-warmup-samples
-    --lr-decay-samples --partitions --keep-sequential-samples
+    --num-workers --untie-embeddings-and-output-weights --save-retain-interval
+    --no-load-rng --async-save --exit-signal-handler --exit-signal --exit-duration-in-mins
+    --exit-interval --log-throughput --log-progress --tensorboard-dir --wandb-project
+    --iterations-to-skip --deterministic-mode --recompute-activations --recompute-granularity
+    --recompute-method --lr-warmup-samples --lr-decay-samples --partitions --keep-sequential-samples
     """.split()
 )
 """The feature is not built: refused with the words `not yet`, on the command line and in TOML."""
 
-NOT_YET_VALUES = frozenset({"SentencePieceTokenizer", "inverse-square-root", "WSD"})
+NOT_YET_VALUES = frozenset({"inverse-square-root", "WSD"})
 """The same, for values of flags that are built."""
 
-INSTEAD = {"--fp16": "--bf16"}
+INSTEAD = {
+    "--fp16": "--bf16",
+    "--partitions": "--num-tasks and --task-index",
+    "--keep-sequential-samples": "leave it out: documents always keep their order",
+}
 """What serves in place of some of them."""
 
 NO_EFFECT = frozenset(
@@ -29,10 +32,10 @@ NO_EFFECT = frozenset(
     """.split()
 )
 """Flags without a value that ask for what happens here anyway, or for nothing: accepted with a warning.
-Adam's state is always divided over the data axis, checkpoints are always verified, and a step that is
-not finite always ends the run."""
+Adam's state is always divided over the data axis, checkpoints are always verified, a step that is not
+finite always ends the run, and the order of samples needs no cache."""
 
-NO_EFFECT_WITH_VALUE = frozenset({"--transformer-impl"})
+NO_EFFECT_WITH_VALUE = frozenset({"--transformer-impl", "--data-cache-path"})
 """The same, followed by a value."""
 
 

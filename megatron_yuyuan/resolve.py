@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_yuyuan.checkpoint.dcp import find_checkpoint, read_state, require_checkpoint
 from megatron_yuyuan.config import CheckpointConfig, Config, ModelConfig, config_fields
 from megatron_yuyuan.data import permutation
-from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer
+from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer, read_tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
 
 
@@ -75,7 +75,7 @@ def run_tokenizer(config: Config, origin: Origin | None) -> Tokenizer:
     if configured or origin is None:
         tokenizer = open_tokenizer(data)
     else:
-        tokenizer = Tokenizer.from_file(origin.path.parent / "tokenizer")
+        tokenizer = read_tokenizer(origin.path.parent / "tokenizer")
     if origin and origin.state["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
         raise DataError(
             f"{origin.path} was trained with tokenizer {origin.state['tokenizer']['fingerprint']}, not "
@@ -142,6 +142,16 @@ def _same_samples(config: Config, origin: Origin) -> None:
                 f"{name}={new}, but {origin.path} was trained with {old}",
                 "its place in the data counts samples of another order",
                 f"--{name.replace('_', '-')} {old}, or --finetune to begin a new run",
+            )
+    for name in ("data_path", "train_data_path"):
+        old, new = (
+            " ".join(Path(word).name for word in getattr(c.data, name)) for c in (saved, config)
+        )
+        if old != new:
+            raise ConfigError(
+                f"{name} is {new or 'not given'}, but {origin.path} was trained on {old or 'another'}",
+                "its place in the data counts samples of another blend",
+                "the same shards and weights in the same order (folders may change), or --finetune",
             )
 
 

@@ -12,17 +12,14 @@ from pathlib import Path
 from megatron_yuyuan.checkpoint.dcp import describe_run, load_tensors, save_checkpoint
 from megatron_yuyuan.config import CheckpointConfig, Config
 from megatron_yuyuan.data.files import AtomicFiles
-from megatron_yuyuan.data.gpt_dataset import GPTDataset, split_documents
-from megatron_yuyuan.data.indexed_dataset import IndexedDataset
 from megatron_yuyuan.data.loader import Dataset
-from megatron_yuyuan.data.qa_dataset import QADataset
-from megatron_yuyuan.data.tokenizer import Tokenizer
-from megatron_yuyuan.errors import ConfigError
+from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.plan import build_stages
 from megatron_yuyuan.resolve import Origin, resolve, resolve_epochs, run_tokenizer, starting_point
+from megatron_yuyuan.samples import borders, introduce_shards, question_samples, text_samples
 from megatron_yuyuan.train.loop import Trainer, train
 from megatron_yuyuan.train.optimizer import build_optimizer
 from megatron_yuyuan.train.state import TrainState
@@ -62,7 +59,7 @@ def run(config: Config, samples) -> None:
         if state.iteration or log.has_history:
             log.event("restart", iteration=state.iteration)
         train(
-            Trainer(config, state),
+            Trainer(config, state, borders(config, tokenizer)),
             training_set,
             validation_set,
             lambda: save(config, state, tokenizer, log),
@@ -70,61 +67,6 @@ def run(config: Config, samples) -> None:
         )
     finally:
         mesh_module.stop()
-
-
-def text_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
-    """Training and validation windows of data_path, or of train_data_path and valid_data_path."""
-    data, seed = config.data, config.training.seed
-    if not data.data_path:
-        train, valid = open_shards(config, tokenizer)
-        valid_set = GPTDataset(valid, data.seq_length, None) if valid else None
-        return GPTDataset(train, data.seq_length, seed), valid_set
-    if data.train_data_path or data.valid_data_path:
-        raise ConfigError(
-            "data_path and train_data_path or valid_data_path are given",
-            "either one shard is divided by split, or each part has its own",
-            "leave one of them out",
-        )
-    shard = open_shard(data.data_path, "data_path", tokenizer)
-    train, valid, _ = split_documents(shard.num_documents, data.split)
-    valid_set = GPTDataset(shard, data.seq_length, None, valid) if valid else None
-    return GPTDataset(shard, data.seq_length, seed, train), valid_set
-
-
-def question_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
-    """Training and validation pairs of train_data_path and valid_data_path."""
-    if config.data.data_path:
-        raise ConfigError(
-            "data_path is given",
-            "questions are divided when they are preprocessed, by groups that share an answer's topic",
-            "--train-data-path PREFIX_train_qa_document --valid-data-path PREFIX_valid_qa_document",
-        )
-    train, valid = open_shards(config, tokenizer)
-    common = config.data.seq_length, tokenizer.eod, config.training.seed
-    return QADataset(train, *common), QADataset(valid, *common) if valid else None
-
-
-def open_shards(config: Config, tokenizer: Tokenizer):
-    """The shards of train_data_path and, if it is given, valid_data_path."""
-    train = open_shard(config.data.train_data_path, "train_data_path", tokenizer)
-    if not config.data.valid_data_path:
-        return train, None
-    return train, open_shard(config.data.valid_data_path, "valid_data_path", tokenizer)
-
-
-def open_shard(prefixes: tuple[str, ...], flag: str, tokenizer: Tokenizer) -> IndexedDataset:
-    """The one shard a flag names, checked against the tokenizer. Raises ConfigError and
-    DataError."""
-    if len(prefixes) != 1:
-        what = "several shards are not yet supported" if prefixes else "no shard"
-        raise ConfigError(
-            f"{flag}: {what}",
-            "a run reads one token stream",
-            f"--{flag.replace('_', '-')} PREFIX, as tools/preprocess_data.py printed it",
-        )
-    shard = IndexedDataset(prefixes[0])
-    shard.check_vocabulary(tokenizer.fingerprint, tokenizer.vocab_size)
-    return shard
 
 
 def load_into(state: TrainState, origin: Origin, checkpoint: CheckpointConfig, log: Log) -> None:
@@ -160,7 +102,7 @@ def save_run_files(config: Config, tokenizer: Tokenizer) -> None:
     with AtomicFiles() as files:
         files.open(directory / "config.toml").write(config.to_toml().encode())
     kept = directory / "tokenizer"
-    if not kept.exists() or Tokenizer.from_file(kept).fingerprint != tokenizer.fingerprint:
+    if not kept.exists() or read_tokenizer(kept).fingerprint != tokenizer.fingerprint:
         tokenizer.save(kept)
 
 
@@ -174,12 +116,13 @@ def introduce(
         f"{model.padded_vocab_size}"
     )
     log.line(f"layout: {mesh.describe()}")
-    epochs = training.train_iters * training.global_batch_size / len(training_set)
+    total = training.train_iters * training.global_batch_size
     log.line(
         f"data: {len(training_set):,} samples of {length} tokens; {training.train_iters} steps of "
-        f"{training.global_batch_size} samples are {epochs:.2f} epochs; validation on "
+        f"{training.global_batch_size} samples are {total / len(training_set):.2f} epochs; validation on "
         f"{f'{len(validation_set):,} samples' if validation_set else 'nothing'}"
     )
+    introduce_shards(training_set, validation_set, total, log)
     place, interval = config.checkpoint.save, config.checkpoint.save_interval
     often = f"every {interval} steps and at the end" if interval else "at the end"
     log.line(f"saving: {f'{often} to {place}' if place else 'nothing, there is no --save'}")

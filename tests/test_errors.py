@@ -45,7 +45,8 @@ WRONG_RUNS = [
     (("--load", "nowhere"), "no checkpoint in nowhere"),
     (("--num-attention-heads", 5), "hidden_size=32 is not a multiple of num_attention_heads=5"),
     (("--tensor-model-parallel-size", 2), "1 ranks cannot be divided into tensor 2"),
-    (("--data-path", "a", "b"), "several shards are not yet supported"),
+    (("--data-path", "a", "b"), "cannot read a.idx"),
+    (("--data-path", "0.5", "a", "b"), "weights and prefixes do not alternate"),
     (("--tokenizer-model", "nowhere"), "nowhere"),
     (("--vocab-size", 10), "vocab_size=10, but the tokenizer has 300"),
     (("--split", "0,0,1"), "0 tokens in documents 0 to 0"),
@@ -105,6 +106,17 @@ def test_a_run_is_not_continued_with_other_samples_or_another_shape(
     load = ("--load", trained, "--train-iters", 2)
     refused(train_flags(prepared, tmp_path / "run", *load, *flags), what)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_continued_with_another_blend(prepared, trained, tmp_path):
+    shard, load = prepared / "text_text_document", ("--load", trained, "--train-iters", 2)
+    for words in ((0.5, shard, 0.5, shard), (shard, shard)):
+        command = train_flags(prepared, tmp_path / "run", *load, "--data-path", *words)
+        refused(command, "was trained on text_text_document")
+    for file in prepared.glob("text_text_document.*"):
+        shutil.copy(file, tmp_path)
+    moved = ("--data-path", tmp_path / "text_text_document")  # the same shard elsewhere
+    run(*train_flags(prepared, tmp_path / "run", *load, *moved))
 
 
 def test_a_checkpoint_is_chosen_by_number_or_refused(prepared, trained, tmp_path):

@@ -1,135 +1,195 @@
 r"""Turn raw text or questions into token shards that pretrain_gpt.py and finetune_qa.py read.
 
-    python tools/preprocess_data.py --input pubmed26n0001.xml.gz --output-prefix data/pubmed \
-        --vocab-file vocab.json --merge-file merges.txt --append-eod --workers 8
+    python tools/preprocess_data.py --input baseline/ updatefiles/ --output-prefix data/pubmed \
+        --vocab-file vocab.json --merge-file merges.txt --append-eod
     -> data/pubmed_text_document.bin .idx .meta.json
 
     python tools/preprocess_data.py --input MedQuAD/ --output-prefix data/medquad ...
     -> data/medquad_{train,valid,test}.jsonl and data/medquad_{train,valid,test}_qa_document.bin ...
 
-The output is the same for any number of workers. An error leaves nothing behind. Texts are divided
-into training, validation and test by pretrain_gpt.py --split, questions here.
+Killed and started again, it goes on from PREFIX.partial/. On many nodes, give each --task-index and
+--num-tasks; when all have ended, the same command without these two writes the shard. It is the same,
+byte for byte, for any number of workers, tasks and interruptions. Texts are divided into training,
+validation and test by pretrain_gpt.py --split, questions here.
 """
 
 import argparse
 import os
-import sys
+import shutil
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from megatron_yuyuan.cli import ArgumentParser, add_config_argument, run_command
 from megatron_yuyuan.config import DataConfig
-from megatron_yuyuan.data.files import AtomicFiles, describe_source
+from megatron_yuyuan.data.decontamination import Decontaminator
+from megatron_yuyuan.data.encoder import CHOICES, open_encoder
+from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.data.indexed_dataset import IndexedDatasetWriter, dtype_for
-from megatron_yuyuan.data.medquad import SPLITS, assign_splits, write_jsonl
-from megatron_yuyuan.data.sources import (
-    Source,
-    add_input_arguments,
-    find_sources,
-    hold_questions,
-    read_questions,
-    read_texts,
-)
-from megatron_yuyuan.data.template import TEMPLATE
+from megatron_yuyuan.data.minhash import require_rensa
+from megatron_yuyuan.data.preprocess import Preparation
+from megatron_yuyuan.data.progress import Progress
+from megatron_yuyuan.data.pubmed import CitationFilter
+from megatron_yuyuan.data.questions import DEFAULT_SHARES, remove_empty_parts, write_questions
+from megatron_yuyuan.data.scan import Recipe
+from megatron_yuyuan.data.sources import Source, add_input_arguments, find_sources, hold_questions
 from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer
-from megatron_yuyuan.errors import ConfigError, DataError
+from megatron_yuyuan.errors import ConfigError
 
 TOKENIZER = ("tokenizer_type", "vocab_file", "merge_file", "tokenizer_model")
 """The fields of DataConfig that name a tokenizer."""
-BATCH = 1000
-"""Documents that the tokenizer's threads share at a time."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Read the command line, write the shards, print a report. Raises YuyuanError."""
-    options, started, dropped = _parse(args), time.monotonic(), Counter()
-    if options.workers:
-        # the tokenizer reads this when it first starts its threads
-        os.environ["RAYON_NUM_THREADS"] = str(options.workers)
+    options = _parse(args)
     tokenizer = open_tokenizer(DataConfig(**{name: getattr(options, name) for name in TOKENIZER}))
     sources = find_sources(options.input, options.input_format)
-    is_qa = hold_questions(sources)
-    if options.split and not is_qa:
+    if hold_questions(sources):
+        _prepare_questions(options, sources, tokenizer)
+    else:
+        _prepare_texts(options, sources, tokenizer)
+
+
+def _prepare_texts(options, sources: list[Source], tokenizer: Tokenizer) -> None:
+    if options.split:
         raise ConfigError(
             f"--split is given, and {sources[0].path} holds texts",
             "texts are divided at training time, so one shard serves every division",
             "leave it out here, and give it to pretrain_gpt.py --split 949,50,1",
         )
-    description = {
-        "kind": "qa" if is_qa else "text",
-        "append_eod": is_qa or options.append_eod,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "vocab_size": tokenizer.vocab_size,
-        "sources": [describe_source(source.path) for source in sources],
-    }
+    started = time.monotonic()
+    # each worker is a process: the threads of the reference encoder would only stand in its way
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    encoder = open_encoder(tokenizer, options.encoder, dtype_for(tokenizer.vocab_size))
+    preparations = [
+        Preparation(sources, recipe, tokenizer, options.output_prefix, options.skip_bad_files)
+        for recipe in _recipes(options)
+    ]
+    plans = [preparation.plan() for preparation in preparations]
+    workers = options.workers or len(os.sched_getaffinity(0))
+    with Progress(options.log_interval) as progress:
+        for preparation, units in zip(preparations, plans, strict=True):
+            own = units[options.task_index :: options.num_tasks]
+            preparation.scan(own, encoder, workers, progress)
+    if options.num_tasks > 1:
+        print(
+            f"task {options.task_index} of {options.num_tasks}: {len(own)} units of the input done"
+        )
+        print("when all tasks are: the same command without --task-index and --num-tasks")
+        return
     with AtomicFiles() as files:
-        write = _write_questions if is_qa else _write_texts
-        shards = write(sources, options, tokenizer, description, files, dropped)
-        if not any(shard.num_documents for shard in shards):
-            raise DataError(
-                f"no document in {', '.join(options.input)}",
-                f"dropped: {_counts(dropped)}",
-                "an input with text in it, or another --input-format",
-            )
-    if is_qa:
-        _clear_empty_parts(options.output_prefix, shards, sources)
-    _report(sources, shards, dropped, time.monotonic() - started)
-    if not description["append_eod"]:
+        written = [
+            preparation.write(units, files)
+            for preparation, units in zip(preparations, plans, strict=True)
+        ]
+    shutil.rmtree(f"{options.output_prefix}.partial")
+    _print_inputs(sources, time.monotonic() - started, encoder.name)
+    for shard in written:
+        _print_report(shard.report)
+        _print_shard(shard.writer)
+    if not options.append_eod:
         print("note: no end of text between documents; --append-eod adds it")
+
+
+def _recipes(options) -> list[Recipe]:
+    if options.near_duplicates:
+        require_rensa()
+    filters = {field.name: getattr(options, field.name) for field in fields(CitationFilter)}
+    filters["languages"] = () if "any" in options.languages else tuple(options.languages)
+    decontaminator = (
+        Decontaminator([Path(p) for p in options.decontaminate]) if options.decontaminate else None
+    )
+    return [
+        Recipe(
+            key,
+            options.append_eod,
+            CitationFilter(**filters),
+            options.keep_duplicates,
+            options.near_duplicates,
+            decontaminator,
+        )
+        for key in options.json_keys
+    ]
+
+
+def _prepare_questions(options, sources: list[Source], tokenizer: Tokenizer) -> None:
+    started, shares = time.monotonic(), options.split or DEFAULT_SHARES.get(sources[0].format)
+    if options.num_tasks > 1 or options.decontaminate:
+        raise ConfigError(
+            "--num-tasks and --decontaminate are for texts",
+            f"{sources[0].path} holds questions, which take seconds and are divided into parts that "
+            "share nothing",
+            "leave them out here",
+        )
+    with AtomicFiles() as files:
+        where = options.output_prefix, files, options.skip_bad_files
+        shards, report = write_questions(sources, shares, tokenizer, *where)
+    notes = remove_empty_parts(options.output_prefix, shards, sources)
+    _print_inputs(sources, time.monotonic() - started, "reference")
+    _print_report(report)
+    for shard in shards:
+        _print_shard(shard)
+    for note in notes:
+        print(f"note: {note}")
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add_input_arguments(parser)
-    parser.add_argument(
-        "--json-keys",
-        nargs="+",
-        default=["text"],
-        metavar="KEY",
-        help="keys of a JSONL line that hold text; each makes a shard",
-    )
-    parser.add_argument(
-        "--output-prefix",
-        required=True,
-        metavar="PREFIX",
-        help="what the outputs' names begin with",
-    )
-    parser.add_argument(
-        "--append-eod", action="store_true", help="end every document with the end-of-text token"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="threads; 0 means one a core"
-    )
-    parser.add_argument(
-        "--split",
-        type=_shares,
-        metavar="TRAIN,VALID,TEST",
-        help="shares of the questions (medquad-xml: 90,5,5; qa-jsonl: not divided)",
-    )
-    parser.add_argument(
-        "--log-interval",
-        type=int,
-        default=0,
-        metavar="N",
-        help="documents between lines of progress on stderr; 0 (default): none",
-    )
+    add = parser.add_argument
+    add("--json-keys", nargs="+", default=["text"], metavar="KEY",
+        help="keys of a JSONL line that hold text; each makes a shard")  # fmt: skip
+    add("--output-prefix", required=True, metavar="PREFIX",
+        help="what the outputs' names begin with")  # fmt: skip
+    add("--append-eod", action="store_true",
+        help="end every document with the end-of-text token")  # fmt: skip
+    add("--languages", nargs="+", default=["eng"], metavar="LANG",
+        help="PubMed: keep articles in one of these languages, or `any` (default: eng)")  # fmt: skip
+    add("--keep-retracted", action="store_true",
+        help="PubMed, PMC: keep retracted articles and notices of retraction")  # fmt: skip
+    add("--keep-title-only", action="store_true",
+        help="PubMed: keep records without an abstract")  # fmt: skip
+    add("--keep-duplicates", action="store_true",
+        help="keep texts that came before, letter for letter")  # fmt: skip
+    add("--near-duplicates", action="store_true",
+        help="drop also texts that nearly came before, by MinHash")  # fmt: skip
+    add("--decontaminate", nargs="+", default=[], metavar="FILE",
+        help="drop documents that share 13 words in a row with these evaluation files")  # fmt: skip
+    add("--skip-bad-files", action="store_true",
+        help="go on without files that cannot be read whole, and list them")  # fmt: skip
+    add("--encoder", choices=CHOICES, default="auto",
+        help="auto: gigatoken if it is installed, compared with the reference on a sample")  # fmt: skip
+    add("--workers", type=int, default=0, metavar="N", help="processes; 0 means one a core")
+    add("--num-tasks", type=int, default=1, metavar="N",
+        help="tasks that share the reading, as in a SLURM array")  # fmt: skip
+    add("--task-index", type=int, default=0, metavar="I", help="which of them this is, from 0")
+    add("--split", type=_shares, metavar="TRAIN,VALID,TEST",
+        help="shares of the questions (medquad-xml: 90,5,5; qa-jsonl: not divided)")  # fmt: skip
+    add("--log-interval", type=int, default=100_000, metavar="N",
+        help="documents between lines of progress, where stderr is no terminal; 0: none")  # fmt: skip
     for name in TOKENIZER:
         add_config_argument(parser, name)
     options = parser.parse_args(args)
-    if options.workers < 0:
-        raise ConfigError(
-            f"workers={options.workers} is negative", "threads are counted", "--workers 4"
-        )
-    if options.log_interval < 0:
-        raise ConfigError(
-            f"log_interval={options.log_interval} is negative",
-            "documents are counted",
-            "--log-interval 10000, or 0 for silence",
-        )
+    _refuse_numbers(options)
     return options
+
+
+def _refuse_numbers(options) -> None:
+    for name, least in (("workers", 0), ("log_interval", 0), ("num_tasks", 1), ("task_index", 0)):
+        if getattr(options, name) < least:
+            raise ConfigError(
+                f"{name}={getattr(options, name)} is below {least}",
+                "it is a number of things",
+                f"--{name.replace('_', '-')} {least} or more",
+            )
+    if options.task_index >= options.num_tasks:
+        raise ConfigError(
+            f"task_index={options.task_index} with num_tasks={options.num_tasks}",
+            "tasks are counted from 0",
+            f"--task-index 0 to {options.num_tasks - 1}",
+        )
 
 
 def _shares(text: str) -> tuple[int, ...]:
@@ -143,121 +203,31 @@ def _shares(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _write_texts(
-    sources: list[Source],
-    options,
-    tokenizer: Tokenizer,
-    description: dict,
-    files: AtomicFiles,
-    dropped: Counter,
-) -> list[IndexedDatasetWriter]:
-    """One shard a key: a document is one sequence, ended by the end of text if asked for."""
-    end, shards = [tokenizer.eod] if options.append_eod else [], []
-    for key in options.json_keys:
-        shard = IndexedDatasetWriter(
-            f"{options.output_prefix}_{key}_document", dtype_for(tokenizer.vocab_size), files
-        )
-        encoded = _encode(read_texts(sources, key, dropped), tokenizer)
-        for ids in _progress(encoded, options.log_interval, shard.prefix):
-            if ids:
-                shard.add_document([ids + end])
-            else:
-                dropped["empty text"] += 1
-        shard.finish(description)
-        shards.append(shard)
-    return shards
-
-
-def _encode(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """The ids of every text, in order, encoded by the threads a batch at a time."""
-    while batch := list(islice(texts, BATCH)):
-        yield from tokenizer.encode_batch(batch)
-
-
-def _progress(documents: Iterable, interval: int, prefix: str) -> Iterator:
-    """The documents as they come, and a line on stderr after every `interval` of them (0: none)."""
-    started = time.monotonic()
-    for number, document in enumerate(documents, start=1):
-        yield document
-        if interval and number % interval == 0:
-            rate = number / max(1e-9, time.monotonic() - started)
-            name = Path(prefix).name
-            print(
-                f"{name}: {number} documents, {rate:.0f} documents/s", file=sys.stderr, flush=True
-            )
-
-
-def _write_questions(
-    sources: list[Source],
-    options,
-    tokenizer: Tokenizer,
-    description: dict,
-    files: AtomicFiles,
-    dropped: Counter,
-) -> list[IndexedDatasetWriter]:
-    """One shard a split: a document is two sequences, prompt and answer with its end of text."""
-    pairs = list(read_questions(sources, dropped))
-    shares = options.split or ((90, 5, 5) if sources[0].format == "medquad-xml" else None)
-    splits = assign_splits(pairs, shares) if shares else [""] * len(pairs)
-    description, shards = description | {"template": TEMPLATE.to_dict()}, []
-    for split in SPLITS if shares else ("",):
-        chosen = [pair for pair, own in zip(pairs, splits, strict=True) if own == split]
-        if not chosen:
-            continue
-        prefix = f"{options.output_prefix}_{split}" if split else options.output_prefix
-        if split:
-            write_jsonl(files.open(f"{prefix}.jsonl"), chosen)
-        shard = IndexedDatasetWriter(
-            f"{prefix}_qa_document", dtype_for(tokenizer.vocab_size), files
-        )
-        for pair in _progress(chosen, options.log_interval, shard.prefix):
-            shard.add_document(
-                [
-                    TEMPLATE.encode_prompt(tokenizer, pair.question),
-                    TEMPLATE.encode_answer(tokenizer, pair.answer),
-                ]
-            )
-        shard.finish(description)
-        shards.append(shard)
-    return shards
-
-
-def _clear_empty_parts(
-    prefix: str, shards: list[IndexedDatasetWriter], sources: list[Source]
-) -> None:
-    """Say which parts of divided questions are empty, and remove what an earlier call left under
-    their names: its pairs may stand in another part now. An input is never removed."""
-    names = {part: f"{prefix}_{part}_qa_document" for part in SPLITS}
-    written, inputs = {shard.prefix for shard in shards}, {s.path.resolve() for s in sources}
-    if not written & set(names.values()):
-        return  # not divided
-    for part, name in names.items():
-        if name in written:
-            continue
-        own = (f"{name}.idx", f"{name}.bin", f"{name}.meta.json", f"{prefix}_{part}.jsonl")
-        stale = [path for path in map(Path, own) if path.exists() and path.resolve() not in inputs]
-        for path in stale:  # .idx first: without it there is no shard
-            path.unlink()
-        removed = f"; removed {', '.join(path.name for path in stale)}" if stale else ""
-        print(f"note: {part} is empty: no shard{removed}")
-
-
-def _report(
-    sources: list[Source], shards: list[IndexedDatasetWriter], dropped: Counter, seconds: float
-) -> None:
+def _print_inputs(sources: list[Source], seconds: float, encoder: str) -> None:
     formats = ", ".join(sorted({source.format for source in sources}))
-    print(f"read      {len(sources)} files ({formats}) in {seconds:.1f} s")
-    print(f"dropped   {_counts(dropped)}")
-    for shard in shards:
-        print(
-            f"written   {Path(shard.prefix).absolute()}.bin .idx .meta.json: "
-            f"{shard.num_documents} documents, {shard.num_tokens} tokens, "
-            f"{shard.num_tokens / max(1, shard.num_documents):.1f} a document"
-        )
+    print(f"read      {len(sources)} files ({formats}) in {seconds:.1f} s, encoder: {encoder}")
 
 
-def _counts(dropped: Counter) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "nothing"
+def _print_report(report: dict) -> None:
+    """What became of the documents, one reason a line."""
+    dropped = report["dropped"]
+    print(f"documents {report['documents']:>12,}")
+    print(f"kept      {report['kept']:>12,}")
+    print(f"dropped   {sum(dropped.values()):>12,}")
+    for reason, count in dropped.items():
+        print(f"          {count:>12,}  {reason}")
+    for what, seen in report.get("repaired", {}).items():
+        print(f"repaired  {seen['texts']:>12,}  {what}, first in {seen['first']}")
+    for bad in report["bad_files"]:
+        print(f"skipped   {bad['file']}: {bad['error']}")
+
+
+def _print_shard(shard: IndexedDatasetWriter) -> None:
+    print(
+        f"written   {Path(shard.prefix).absolute()}.bin .idx .meta.json: "
+        f"{shard.num_documents} documents, {shard.num_tokens} tokens, "
+        f"{shard.num_tokens / max(1, shard.num_documents):.1f} a document"
+    )
 
 
 if __name__ == "__main__":

@@ -1,20 +1,32 @@
-r"""Learn a byte-level BPE on the texts that will be trained on.
+r"""Learn a tokenizer on the texts that will be trained on.
 
     python tools/train_tokenizer.py --input pubmed26n0001.xml.gz --vocab-size 32000 \
         --output-dir data/tokenizer
     -> data/tokenizer/tokenizer.json vocab.json merges.txt
 
-The end of text is the last id. The same inputs in the same order give the same files.
+    python tools/train_tokenizer.py --model-type sentencepiece-unigram ...
+    -> data/tokenizer/tokenizer.model
+
+The same inputs in the same order give the same files. tools/compare_tokenizers.py says which suits
+a text.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
+from megatron_yuyuan.data.sentencepiece_model import train_sentencepiece
 from megatron_yuyuan.data.sources import add_input_arguments, find_sources, read_texts
-from megatron_yuyuan.data.tokenizer import Tokenizer, train_bpe
+from megatron_yuyuan.data.tokenizer import read_tokenizer, train_bpe
 from megatron_yuyuan.errors import ConfigError, DataError
+
+LEARNERS = {
+    "bytelevel-bpe": train_bpe,
+    "sentencepiece-unigram": partial(train_sentencepiece, learner="unigram"),
+    "sentencepiece-bpe": partial(train_sentencepiece, learner="bpe"),
+}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -23,6 +35,12 @@ def main(args: Sequence[str] | None = None) -> None:
     add_input_arguments(parser)
     parser.add_argument(
         "--json-keys", default="text", metavar="KEY", help="key of a JSONL line that holds the text"
+    )
+    parser.add_argument(
+        "--model-type",
+        choices=tuple(LEARNERS),
+        default="bytelevel-bpe",
+        help="bytelevel-bpe (default) is GPT-2's kind, for which there is the fast encoder",
     )
     parser.add_argument(
         "--vocab-size", type=int, required=True, metavar="N", help="tokens, 257 or more"
@@ -38,26 +56,27 @@ def main(args: Sequence[str] | None = None) -> None:
             documents["read"] += 1
             yield text
 
-    tokenizer = train_bpe(texts(), options.vocab_size)
+    tokenizer = LEARNERS[options.model_type](texts(), options.vocab_size)
     if not documents["read"]:
         raise DataError(
             f"no document in {', '.join(options.input)}",
             "nothing to learn from",
             "an input with text in it",
         )
-    kept = Path(options.output_dir) / "tokenizer.json"
-    if kept.exists() and Tokenizer.from_file(kept).fingerprint != tokenizer.fingerprint:
+    directory = Path(options.output_dir)
+    kept = any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+    if kept and read_tokenizer(directory).fingerprint != tokenizer.fingerprint:
         raise ConfigError(
             f"{options.output_dir} holds another tokenizer",
             "shards and checkpoints may have been made with it",
             "another --output-dir, or remove that one",
         )
-    tokenizer.save(options.output_dir)
+    tokenizer.save(directory)
     print(
         f"learned {tokenizer.vocab_size} tokens from {documents['read']} documents "
         f"({len(sources)} files)"
     )
-    print(f"written {Path(options.output_dir).absolute()}: tokenizer.json, vocab.json, merges.txt")
+    print(f"written {directory.absolute()}: {', '.join(tokenizer.files())}")
     if tokenizer.vocab_size < options.vocab_size:
         print(
             f"note: the texts hold no more than {tokenizer.vocab_size} tokens; "

@@ -28,7 +28,6 @@ from megatron_yuyuan.checkpoint.hf_format import (
 from megatron_yuyuan.checkpoint.model import EXPORT_NOTES, LoadedModel, load_model
 from megatron_yuyuan.checkpoint.model_card import model_card
 from megatron_yuyuan.config import Config
-from megatron_yuyuan.data.tokenizer import END_OF_TEXT
 from megatron_yuyuan.errors import ConfigError, DataError
 from megatron_yuyuan.model.gpt2 import GPT2
 
@@ -48,14 +47,15 @@ PROBE_TEXT = "Question:What is gout? answer: A 37 °C naïve β-cell,\n\n  said 
 
 
 def export_directory(loaded: LoadedModel, directory: str | Path, dtype: str = "float32") -> Path:
-    """Write a directory that GPT2LMHeadModel, GPT2Tokenizer, Auto* and pipeline() load; returns its
-    path.
+    """Write a directory that GPT2LMHeadModel, the tokenizer's class, Auto* and pipeline() load;
+    returns its path.
 
     dtype: float32 (exact), bfloat16 or float16 (rounded). The directory appears whole, checked, or
-    not at all. Raises ConfigError: it exists and is not empty; DataError: no room, or what was
-    written does not compute the same.
+    not at all. Raises ConfigError: it exists and is not empty, or transformers has no equal of the
+    tokenizer; DataError: no room, or what was written does not compute the same.
     """
     config, eod = loaded.model.config, loaded.tokenizer.eod
+    tokenizer_files = loaded.tokenizer.huggingface_files()
     with new_directory(directory) as partial:
         tensors = to_huggingface(loaded.model.state_dict(), config)
         save_file(
@@ -63,8 +63,11 @@ def export_directory(loaded: LoadedModel, directory: str | Path, dtype: str = "f
             partial / "model.safetensors",
             metadata={"format": "pt"},
         )
-        loaded.tokenizer.save(partial)
-        special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+        for name, content in tokenizer_files.items():
+            (partial / name).write_bytes(content)
+        special = dict.fromkeys(
+            ("bos_token", "eos_token", "unk_token"), loaded.tokenizer.end_of_text
+        )
         documents = {
             "config.json": huggingface_config(config, eod, dtype),
             "generation_config.json": {
@@ -75,7 +78,7 @@ def export_directory(loaded: LoadedModel, directory: str | Path, dtype: str = "f
             "special_tokens_map.json": special,
             "tokenizer_config.json": special
             | {
-                "tokenizer_class": "GPT2Tokenizer",
+                "tokenizer_class": loaded.tokenizer.huggingface_class,
                 "add_prefix_space": False,
                 "add_bos_token": False,
                 "clean_up_tokenization_spaces": False,
@@ -185,7 +188,7 @@ def _check_export(loaded: LoadedModel, directory: Path, dtype: torch.dtype) -> N
     if ids != loaded.tokenizer.encode(PROBE_TEXT):
         raise DataError(
             "the exported tokenizer gives other ids",
-            "transformers reads it as GPT2Tokenizer",
+            f"transformers reads it as {loaded.tokenizer.huggingface_class}",
             "a tokenizer of GPT-2's kind, as tools/train_tokenizer.py makes it",
         )
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_yuyuan.config import ModelConfig
-from megatron_yuyuan.data.tokenizer import Tokenizer
+from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
 from megatron_yuyuan.errors import DataError, UnsafeError
 from megatron_yuyuan.model.gpt2 import GPT2
 
@@ -209,7 +209,7 @@ def read_directory(directory: str | Path) -> tuple[ModelConfig, dict[str, Tensor
                 "a model that plain GPT2LMHeadModel and GPT2Tokenizer load",
             )
     config = model_config(values, directory / "config.json")
-    tokenizer = Tokenizer.from_file(directory)
+    tokenizer = read_tokenizer(directory)
     if tokenizer.vocab_size > config.vocab_size:
         raise DataError(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, config.json vocab_size "

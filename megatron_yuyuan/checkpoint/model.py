@@ -17,7 +17,7 @@ from megatron_yuyuan.checkpoint.dcp import (
 from megatron_yuyuan.checkpoint.hf_format import read_directory, read_json
 from megatron_yuyuan.config import Config, ModelConfig
 from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
-from megatron_yuyuan.data.tokenizer import Tokenizer
+from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
 from megatron_yuyuan.model.gpt2 import GPT2
 
@@ -58,7 +58,7 @@ def load_model(
         return _open_huggingface(directory, device)
     path = require_checkpoint(directory, iteration)
     state = read_state(path)
-    tokenizer = Tokenizer.from_file(directory / "tokenizer")
+    tokenizer = read_tokenizer(directory / "tokenizer")
     expected = state["tokenizer"]["fingerprint"]
     if tokenizer.fingerprint != expected:
         raise DataError(

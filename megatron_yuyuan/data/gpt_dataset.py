@@ -27,8 +27,8 @@ class GPTDataset:
     ):
         documents = documents if documents is not None else range(shard.num_documents)
         self.shard, self.seq_length, self.seed = shard, seq_length, seed
-        self.start = int(shard.document_offsets[documents.start])
-        tokens = int(shard.document_offsets[documents.stop]) - self.start
+        self.start = shard.document_start(documents.start)
+        tokens = shard.document_start(documents.stop) - self.start
         if tokens < seq_length + 1:
             raise DataError(
                 f"{shard.prefix} has {tokens} tokens in documents {documents.start} to {documents.stop}",

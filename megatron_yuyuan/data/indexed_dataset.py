@@ -2,9 +2,7 @@
 PREFIX.meta.json.
 
     .bin  every token id, one sequence after another, little endian
-    .idx  9s magic, u64 version, u8 dtype code, u64 sequences S, u64 documents + 1,
-          int32 (S) tokens of each sequence, int64 (S) byte at which each begins in the .bin,
-          int64 (documents + 1) first sequence of each document, and last S
+    .idx  where sequences and documents begin: see data/shard_index.py
 
 The same bytes as `IndexedDatasetBuilder` of megatron-core 0.16.1 writes. PREFIX.meta.json is ours:
 what made the shard (tokenizer, sources, template) and checksums; a shard of Megatron's has none and
@@ -13,26 +11,26 @@ is read all the same.
 
 import hashlib
 import json
-import struct
-from array import array
 from collections.abc import Iterable, Sequence
-from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from megatron_yuyuan.data.files import AtomicFiles
+from megatron_yuyuan.data.shard_index import (
+    BLOCK,
+    DTYPES,
+    HEADER,
+    IndexHeader,
+    IndexWriter,
+    check_entries,
+    expect,
+    read_header,
+)
 from megatron_yuyuan.errors import DataError
 
-MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
-HEADER = struct.Struct("<9sQBQQ")
-DTYPES = {4: np.dtype("<i4"), 5: np.dtype("<i8"), 8: np.dtype("<u2")}
-"""Codes of the .idx -> dtypes that can hold token ids."""
 FORMAT = "megatron_yuyuan shard 1"
-BLOCK = 1 << 20
-"""Entries looked at in one go when a whole file is checked."""
 
 
 def dtype_for(vocab_size: int) -> np.dtype:
@@ -48,76 +46,65 @@ class IndexedDatasetWriter:
             shard.finish({"tokenizer_fingerprint": tokenizer.fingerprint})
 
     With `files`, several shards and other files appear together when the owner's `with` block ends.
-    Memory: 4 bytes a sequence and 8 a document.
+    Memory does not grow with the shard: lengths and document indices wait for `finish()` in unnamed
+    temporary files beside the .bin, 12 bytes a document.
     """
 
     def __init__(
         self, prefix: str | Path, dtype: np.dtype | type, files: AtomicFiles | None = None
     ):
         self.prefix, self.dtype = str(prefix), np.dtype(dtype)
-        self._code = next(code for code, known in DTYPES.items() if known == self.dtype)
         self._owned = AtomicFiles() if files is None else None
         self._files = files or self._owned
         self._bin = self._files.open(f"{self.prefix}.bin")
         self._digest = hashlib.sha256()
-        self._lengths, self._documents = array("i"), array("q", [0])
+        self._index = IndexWriter(Path(prefix).parent, self.dtype)
         self.num_tokens, self._largest = 0, -1
 
     @property
     def num_documents(self) -> int:
         """Documents added so far."""
-        return len(self._documents) - 1
+        return self._index.documents
 
     def add_document(self, sequences: Iterable[Sequence[int] | np.ndarray]) -> None:
         """Append a document of 1-D sequences. Raises DataError: an id the dtype cannot hold."""
-        for sequence in sequences:
-            ids = np.asarray(sequence, dtype=np.int64)
-            if ids.size:
-                smallest, largest = int(ids.min()), int(ids.max())
-                if smallest < 0 or largest > np.iinfo(self.dtype).max:
-                    wrong = smallest if smallest < 0 else largest
-                    raise DataError(
-                        f"{self.prefix}: id {wrong} does not fit {self.dtype.name}",
-                        "it would be stored as another token",
-                        "the dtype that dtype_for(vocab_size) names",
-                    )
-                self._largest = max(self._largest, largest)
-            content = ids.astype(self.dtype).tobytes()
-            self._bin.write(content)
-            self._digest.update(content)
-            self._lengths.append(ids.size)
-            self.num_tokens += ids.size
-        self._documents.append(len(self._lengths))
+        arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+        ids = np.concatenate([np.zeros(0, dtype=np.int64), *arrays])
+        lengths = np.array([len(array) for array in arrays], dtype=np.int64)
+        self._append(ids, lengths)
+        self._index.add_document(lengths)
+
+    def add_documents(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Append len(lengths) documents of one sequence each.
+
+        ids      (sum of lengths,) integers, one document after another; in the shard's dtype they
+                 are not copied
+        lengths  (n,) integers
+
+        Raises DataError: an id the dtype cannot hold, lengths that do not divide these ids.
+        """
+        self._append(ids, lengths)
+        self._index.add_documents(lengths)
 
     def finish(self, description: dict | None = None) -> None:
         """Write .meta.json (counts, checksums, `description`) and .idx; all three get their names.
 
         Raises DataError where the disk refuses.
         """
-        lengths = np.array(self._lengths, dtype=np.int32)
-        ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
-        pointers = np.concatenate([np.zeros(1, np.int64), ends])[: len(lengths)]
-        index = b"".join(
-            [
-                HEADER.pack(MAGIC, VERSION, self._code, len(lengths), len(self._documents)),
-                lengths.astype("<i4").tobytes(),
-                pointers.astype("<i8").tobytes(),
-                np.array(self._documents, dtype="<i8").tobytes(),
-            ]
-        )
+        described = self._files.open(f"{self.prefix}.meta.json")  # before the .idx gets its name
+        index = self._index.write(self._files.open(f"{self.prefix}.idx"))
         meta = (description or {}) | {
             "format": FORMAT,
             "dtype": self.dtype.name,
             "documents": self.num_documents,
-            "sequences": len(lengths),
+            "sequences": self._index.sequences,
+            "sequences_per_document": self._index.sequences_per_document,
             "tokens": self.num_tokens,
             "largest_token_id": self._largest,
             "bin": {"bytes": self._bin.tell(), "sha256": self._digest.hexdigest()},
-            "idx": {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
+            "idx": index,
         }
-        described = json.dumps(meta, indent=2) + "\n"
-        self._files.open(f"{self.prefix}.meta.json").write(described.encode())
-        self._files.open(f"{self.prefix}.idx").write(index)
+        described.write((json.dumps(meta, indent=2) + "\n").encode())
         if self._owned is not None:
             owned, self._owned = self._owned, None
             owned.publish()
@@ -131,6 +118,32 @@ class IndexedDatasetWriter:
         elif self._owned is not None:  # not finished: nothing may stay
             self._owned.discard()
 
+    def _append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Sequences of `lengths` tokens, their ids one after another."""
+        if lengths.sum() != len(ids) or any(not 0 <= n < 2**31 for n in _extremes(lengths)):
+            raise DataError(
+                f"{self.prefix}: {len(lengths)} lengths with the sum {lengths.sum()} for {len(ids)} ids",
+                "the .idx would not say where each sequence begins",
+                "lengths of 0 to 2,147,483,647 tokens that add up to the ids",
+            )
+        for extreme in _extremes(ids):
+            if not 0 <= extreme <= np.iinfo(self.dtype).max:
+                raise DataError(
+                    f"{self.prefix}: id {extreme} does not fit {self.dtype.name}",
+                    "it would be stored as another token",
+                    "the dtype that dtype_for(vocab_size) names",
+                )
+            self._largest = max(self._largest, extreme)
+        content = np.ascontiguousarray(ids, dtype=self.dtype)
+        self._bin.write(content)
+        self._digest.update(content)
+        self.num_tokens += len(ids)
+
+
+def _extremes(values: np.ndarray) -> tuple[int, ...]:
+    """The smallest and the largest value; () of nothing."""
+    return (int(values.min()), int(values.max())) if len(values) else ()
+
 
 class IndexedDataset:
     """Reads one shard through memory maps, after checking everything that its .idx claims.
@@ -139,32 +152,60 @@ class IndexedDataset:
     Raises DataError at opening: a file missing or of another size than the index says, another
     magic, version or dtype, lengths below zero, pointers that are not the running sum of the
     lengths, documents that do not ascend from 0 to the number of sequences, and, where there is a
-    .meta.json, an index that is not the one described there.
+    .meta.json, an index that is not the one described there. Not at opening, but by
+    tools/check_data.py: the ids, and the sha256 of both files.
     """
 
     def __init__(self, prefix: str | Path):
         self.prefix = str(prefix)
-        self._index = _map(f"{self.prefix}.idx", np.dtype(np.uint8))
-        if len(self._index) < HEADER.size:
-            self._refuse("bytes of the .idx", f"{HEADER.size} or more", len(self._index))
-        header = HEADER.unpack(self._index[: HEADER.size].tobytes())
-        magic, version, code, sequences, documents = header
-        self._expect("magic", MAGIC, magic)
-        self._expect("version", VERSION, version)
-        if code not in DTYPES:
-            known = " or ".join(f"{known} ({dtype.name})" for known, dtype in DTYPES.items())
-            self._refuse("dtype code", known, code)
-        self.dtype = DTYPES[code]
-        begin = list(accumulate((4 * sequences, 8 * sequences, 8 * documents), initial=HEADER.size))
-        self._expect("bytes of the .idx", begin[3], len(self._index))
-        self.sequence_lengths = self._index[begin[0] : begin[1]].view("<i4")
-        self._pointers = self._index[begin[1] : begin[2]].view("<i8")
-        self.document_indices = self._index[begin[2] : begin[3]].view("<i8")
-        num_bytes = self._check_sequences()
-        self._check_documents(sequences)
-        self._tokens = _map(f"{self.prefix}.bin", self.dtype, self._expect, num_bytes)
-        self.meta = self._read_meta()
+        self.meta = _read_meta(self.prefix)
         """What PREFIX.meta.json says; empty without one."""
+        try:
+            with open(f"{self.prefix}.idx", "rb") as stream:
+                header = read_header(self.prefix, stream)
+                per_document = self.meta.get("sequences_per_document")
+                check_entries(self.prefix, stream, header, per_document)
+            self._map(header)
+        except OSError as error:
+            raise DataError(
+                f"cannot read {error.filename or self.prefix}: {error.strerror}",
+                "a shard is its .bin and its .idx",
+                "a prefix without suffix: --data-path data/pubmed_text_document",
+            ) from None
+        if self.meta:
+            self._expect_described()
+
+    def _map(self, header: IndexHeader) -> None:
+        """Map both files. Raises OSError, and DataError where the .bin has another size than its
+        sequences."""
+        index = np.memmap(f"{self.prefix}.idx", np.uint8, "r").view(np.ndarray)
+        self._index = index
+        self.dtype = header.dtype
+        self.sequence_lengths = index[HEADER.size : header.pointers_at].view("<i4")
+        self._pointers = index[header.pointers_at : header.documents_at].view("<i8")
+        self.document_indices = index[header.documents_at :].view("<i8")
+        last = slice(max(0, header.sequences - 1), None)
+        ends = self._pointers[last] + self.sequence_lengths[last] * np.int64(self.dtype.itemsize)
+        size = Path(f"{self.prefix}.bin").stat().st_size
+        expect(self.prefix, "bytes of the .bin", int(ends.sum()), size)
+        tokens = (
+            np.memmap(f"{self.prefix}.bin", self.dtype, "r") if size else np.zeros(0, self.dtype)
+        )
+        self._tokens = tokens.view(np.ndarray)
+
+    def _expect_described(self) -> None:
+        """Compare both files with the .meta.json. Raises DataError.
+
+        Where all documents have as many sequences, `check_entries` found each in its place. Other
+        shards, and those made before that number was noted, are compared by checksum.
+        """
+        described, size = self.meta, self._tokens.nbytes
+        for name, found in (("sequences", self.num_sequences), ("documents", self.num_documents)):
+            expect(self.prefix, f"{name}, by the .meta.json", described[name], found)
+        expect(self.prefix, "bytes of the .bin, by the .meta.json", described["bin"]["bytes"], size)
+        if described.get("sequences_per_document") is None:
+            found = hashlib.sha256(self._index).hexdigest()
+            expect(self.prefix, "sha256 of the .idx", described["idx"]["sha256"], found)
 
     @property
     def num_documents(self) -> int:
@@ -181,11 +222,22 @@ class IndexedDataset:
         """Tokens in the shard."""
         return len(self._tokens)
 
-    @cached_property
-    def document_offsets(self) -> np.ndarray:
-        """(num_documents + 1,) int64: token at which each document begins, last num_tokens."""
-        sequences = np.append(self._pointers // self.dtype.itemsize, self.num_tokens)
-        return sequences[self.document_indices]
+    def document_start(self, index: int) -> int:
+        """The token at which document `index` begins; for num_documents, num_tokens."""
+        return int(self.document_starts(np.array([index]))[0])
+
+    def document_starts(self, indices: np.ndarray) -> np.ndarray:
+        """(n,) int64: `document_start` of each of `indices` (n,)."""
+        sequences = self.document_indices[indices]
+        starts, inside = np.full(len(indices), self.num_tokens), sequences < self.num_sequences
+        starts[inside] = self._pointers[sequences[inside]] // self.dtype.itemsize
+        return starts
+
+    def documents_at(self, tokens: np.ndarray) -> np.ndarray:
+        """(n,) int64: the document in which each of `tokens` (n,) lies."""
+        places = np.asarray(tokens) * self.dtype.itemsize
+        sequences = np.searchsorted(self._pointers, places, side="right") - 1
+        return np.searchsorted(self.document_indices, sequences, side="right") - 1
 
     def document(self, index: int) -> list[np.ndarray]:
         """The sequences of document `index`, each a (length,) view of the shard's dtype."""
@@ -201,10 +253,13 @@ class IndexedDataset:
             raise IndexError(f"tokens {start} to {stop} of {self.num_tokens}")
         return self._tokens[start:stop]
 
-    def check_vocabulary(self, tokenizer_fingerprint: str, vocab_size: int) -> None:
+    def check_vocabulary(
+        self, tokenizer_fingerprint: str, vocab_size: int, rank: int = 0, ranks: int = 1
+    ) -> None:
         """Refuse a shard that another tokenizer made. Raises DataError.
 
-        Without a .meta.json to say which one did, every id is read and compared with `vocab_size`.
+        Without a .meta.json to say which one did, the ids are read and compared with `vocab_size`:
+        each of `ranks` ranks reads its share of them.
         """
         made_by = self.meta.get("tokenizer_fingerprint", tokenizer_fingerprint)
         if made_by != tokenizer_fingerprint:
@@ -213,10 +268,15 @@ class IndexedDataset:
                 "its ids mean other texts",
                 "the tokenizer the shard was made with, or preprocess again",
             )
-        for index in (0, self.meta["largest_token_id"]) if self.meta else self._extreme_ids():
-            if self.num_tokens and not 0 <= index < vocab_size:
+        if self.meta:
+            found = {0, self.meta["largest_token_id"]} if self.num_tokens else set()
+        else:
+            cuts = (self.num_tokens * part // ranks for part in (rank, rank + 1))
+            found = self._extreme_ids(*cuts)
+        for token in found:
+            if not 0 <= token < vocab_size:
                 raise DataError(
-                    f"{self.prefix}: token id {index}, known are 0 to {vocab_size - 1}",
+                    f"{self.prefix}: token id {token}, known are 0 to {vocab_size - 1}",
                     "the embedding has no row for it",
                     "the tokenizer the shard was made with, or preprocess again",
                 )
@@ -224,83 +284,31 @@ class IndexedDataset:
     def __reduce__(self):
         return IndexedDataset, (self.prefix,)  # a copy in another process maps the files again
 
-    def _extreme_ids(self) -> tuple[int, int]:
-        """The smallest and the largest id in the .bin."""
-        smallest = largest = 0
-        for start in range(0, self.num_tokens, BLOCK):
-            block = self._tokens[start : start + BLOCK]
-            smallest, largest = min(smallest, int(block.min())), max(largest, int(block.max()))
-        return smallest, largest
-
-    def _check_sequences(self) -> int:
-        """Lengths and pointers, block by block. Returns the bytes the .bin must have."""
-        total = 0
-        for start in range(0, self.num_sequences, BLOCK):
-            lengths = self.sequence_lengths[start : start + BLOCK]
-            pointers = self._pointers[start : start + BLOCK]
-            if lengths.min() < 0:
-                worst = int(lengths.argmin())
-                self._refuse(f"length of sequence {start + worst}", "0 or more", lengths[worst])
-            ends = total + np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize
-            expected = np.append(total, ends[:-1])
-            if (wrong := np.flatnonzero(pointers != expected)).size:
-                at = wrong[0]
-                self._refuse(f"pointer of sequence {start + at}", expected[at], pointers[at])
-            total = int(ends[-1])
-        return total
-
-    def _check_documents(self, sequences: int) -> None:
-        """Document indices ascend from 0 to the number of sequences."""
-        indices = self.document_indices
-        if not len(indices):
-            self._refuse("number of document indices", "1 or more", 0)
-        self._expect("first document index", 0, int(indices[0]))
-        self._expect("last document index", sequences, int(indices[-1]))
-        if (wrong := np.flatnonzero(indices[1:] < indices[:-1])).size:
-            before, after = indices[wrong[0] :][:2]
-            self._refuse(f"document index {wrong[0] + 1}", f"{before} or more", after)
-
-    def _read_meta(self) -> dict:
-        path = Path(f"{self.prefix}.meta.json")
-        if not path.exists():
-            return {}
-        try:
-            meta = json.loads(path.read_bytes())
-            described = meta["format"], meta["bin"]["bytes"], meta["idx"]["sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} cannot be read: {error!r}",
-                "it describes the shard beside it",
-                "preprocess again; without it the shard is read unverified",
-            ) from None
-        self._expect("format of the .meta.json", FORMAT, described[0])
-        self._expect("bytes of the .bin in the .meta.json", self._tokens.nbytes, described[1])
-        self._expect("sha256 of the .idx", described[2], hashlib.sha256(self._index).hexdigest())
-        return meta
-
-    def _expect(self, name: str, expected, found) -> None:
-        if found != expected:
-            self._refuse(name, expected, found)
-
-    def _refuse(self, name: str, expected, found) -> None:
-        raise DataError(
-            f"{self.prefix}: {name}: expected {expected}, found {found}",
-            "the shard is damaged, or its files are not of one making",
-            "copy .bin, .idx and .meta.json again, or preprocess again",
-        )
+    def _extreme_ids(self, first: int, stop: int) -> set[int]:
+        """The smallest and the largest of the tokens [first, stop); of none, nothing."""
+        blocks = (self._tokens[at : min(at + BLOCK, stop)] for at in range(first, stop, BLOCK))
+        found = {extreme for block in blocks for extreme in _extremes(block)}
+        return {min(found), max(found)} if found else set()
 
 
-def _map(path: str, dtype: np.dtype, expect=None, num_bytes: int = 0) -> np.ndarray:
-    """A file as a read-only array. Raises DataError: missing, or not of `num_bytes`."""
+def _read_meta(prefix: str) -> dict:
+    """PREFIX.meta.json, or {} where there is none. Raises DataError where it is not one of ours."""
+    path = Path(f"{prefix}.meta.json")
+    if not path.exists():
+        return {}
     try:
-        size = Path(path).stat().st_size
-        if expect is not None:
-            expect("bytes of the .bin", num_bytes, size)
-        mapped = np.memmap(path, dtype=dtype, mode="r") if size else np.zeros(0, dtype)
-        return mapped.view(np.ndarray)
-    except OSError as error:
+        meta = json.loads(path.read_bytes())
+        made_as, counts = meta["format"], [meta[name] for name in ("sequences", "documents")]
+        counts += [meta["tokens"], meta["largest_token_id"], meta["bin"]["bytes"]]
+        counts.append(meta.get("sequences_per_document") or 0)
+        hexadecimal = meta["bin"]["sha256"] + meta["idx"]["sha256"]
+        if not (all(type(count) is int for count in counts) and len(hexadecimal) == 128):
+            raise ValueError("a count that is none")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"cannot read {path}: {error.strerror}",
-            "a shard is its .bin and its .idx",
-            "a prefix without suffix: --data-path data/pubmed_text_document",
+            f"{path} cannot be read: {error!r}",
+            "it describes the shard beside it",
+            "preprocess again; without it the shard is read unverified",
         ) from None
+    expect(prefix, "format of the .meta.json", FORMAT, made_as)
+    return meta

@@ -1,53 +1,116 @@
-"""Titles and abstracts from MEDLINE/PubMed XML: baseline files, exports, single records."""
+"""Titles and abstracts from MEDLINE/PubMed XML: baseline and update files, exports, records."""
 
-from collections import Counter
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lxml import etree
 
+from megatron_yuyuan.data.cleaning import clean, without_notice
 from megatron_yuyuan.data.xml_elements import read_elements, text_of
 from megatron_yuyuan.errors import DataError
 
+CITATIONS, DELETIONS = ("MedlineCitation", "BookDocument"), ("DeleteCitation", "DeleteDocument")
+PARTS = (
+    "PMID",
+    "ArticleTitle",
+    "BookTitle",
+    "AbstractText",
+    "Language",
+    "PublicationType",
+    "CommentsCorrections",
+    "OtherAbstract",
+)
+"""What is read of a citation; authors, MeSH headings and the rest never become Python objects."""
 PLACEHOLDERS = frozenset({"not available", "in process citation"})
 """What stands in brackets for a title that there is not."""
+RETRACTION_TYPES = frozenset(
+    {"Retracted Publication", "Retraction of Publication", "Retraction Notice"}
+)
+RETRACTION_REFERENCES = frozenset({"RetractionIn", "RetractionOf", "RetractedandRepublishedIn"})
+RETRACTION_TITLE = re.compile(
+    r"(?: RETRACT(?:ED|ION) | WITHDRAWN )\b | (?i: (?: retracted | withdrawn ) (?:\s+article)? : )",
+    re.VERBOSE,
+)
+RETRACTION_SUFFIXES = ("[retracted]", "[withdrawn]")
+DELETED, EMPTY, RETRACTED, TITLE_ONLY, FOREIGN = REASONS = (
+    "deleted",
+    "neither title nor abstract",
+    "retracted",
+    "no abstract",
+    "other language",
+)
+"""Why a citation is not wanted, as a report says it."""
 
 
-@dataclass(frozen=True)
-class Citation:
-    """One record of PubMed."""
+class Citation(NamedTuple):
+    """One record of PubMed, or the deletion of one."""
 
-    pmid: str
+    pmid: int
+    """0 where the record has no number."""
     version: int
     title: str
     abstract: str
+    """A labelled section as `BACKGROUND: ...`, each section on a line of its own."""
+    languages: tuple[str, ...] = ()
+    """Of the article, in small letters: `eng`. The abstract of a foreign article is English."""
+    retracted: bool = False
+    """A retracted or withdrawn article, or the notice that says so."""
+    deleted: bool = False
+    """An entry of DeleteCitation: only the PMID and the version mean something."""
 
     @property
     def text(self) -> str:
         """Title and abstract on lines of their own, whichever there are."""
-        return "\n".join(part for part in (self.title, self.abstract) if part)
+        if self.title and self.abstract:
+            return f"{self.title}\n{self.abstract}"
+        return self.title or self.abstract
 
 
-def read_pubmed(path: str | Path, dropped: Counter | None = None) -> Iterator[Citation]:
-    """Yield the citations of one file, plain or gzip, under any root, in constant memory.
+@dataclass(frozen=True)
+class CitationFilter:
+    """Which citations are wanted."""
 
-    `dropped` counts what is passed over, by reason. Raises DataError (missing, empty, cut or
-    damaged file, XML not well-formed with line and last good PMID, no citation at all) and
-    UnsafeError (entity declarations). Source:
+    languages: tuple[str, ...] = ("eng",)
+    """Languages of the article; () for any. A record that names none is wanted."""
+    keep_retracted: bool = False
+    """Retracted and withdrawn articles, and retraction notices."""
+    keep_title_only: bool = False
+    """Records without an abstract."""
+
+    def reason(self, citation: Citation) -> str:
+        """Why a citation is not wanted, the first of REASONS that holds; empty if it is."""
+        if citation.deleted:
+            return DELETED
+        if not citation.abstract and not citation.title:
+            return EMPTY
+        if citation.retracted and not self.keep_retracted:
+            return RETRACTED
+        if not citation.abstract and not self.keep_title_only:
+            return TITLE_ONLY
+        if self.languages and citation.languages:
+            return "" if any(each in self.languages for each in citation.languages) else FOREIGN
+        return ""
+
+
+def read_pubmed(path: str | Path) -> Iterator[Citation]:
+    """Yield every citation and every deletion of one file, plain or gzip, under any root and in the
+    order of the file, in constant memory.
+
+    Raises DataError (missing, empty, cut or damaged file, XML not well-formed with line and last
+    good PMID, no citation at all) and UnsafeError (entity declarations). Source:
     https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html
     """
-    seen = 0
-    for element in read_elements(
-        path, ("MedlineCitation",), lambda e: f"PMID {text_of(e.find('PMID'))}"
-    ):
-        seen += 1
-        citation = _citation(element)
-        if citation.text:
-            yield citation
-        elif dropped is not None:
-            dropped["neither title nor abstract"] += 1
-    if not seen:
+    is_empty = True
+    for element in read_elements(path, CITATIONS + DELETIONS, _name):
+        is_empty = False
+        if element.tag in DELETIONS:
+            yield from map(_deletion, element.iterchildren("PMID"))
+        else:
+            yield _citation(element)
+    if is_empty:
         raise DataError(
             f"{path}: no citation in it",
             "PubMed XML holds MedlineCitation elements",
@@ -55,22 +118,63 @@ def read_pubmed(path: str | Path, dropped: Counter | None = None) -> Iterator[Ci
         )
 
 
+def _name(element: etree._Element) -> str:
+    return f"PMID {text_of(element.find('PMID'))}"
+
+
 def _citation(element: etree._Element) -> Citation:
-    pmid = element.find("PMID")
-    version = pmid.get("Version", "1") if pmid is not None else "1"
-    parts = (_abstract_part(part) for part in element.iterfind("Article/Abstract/AbstractText"))
+    pmid, title, sections, languages, is_retracted = None, "", [], (), False
+    for part in element.iter(*PARTS):
+        tag = part.tag
+        if tag == "AbstractText":
+            sections.append((part.get("Label"), text_of(part)))
+        elif tag == "PublicationType":
+            is_retracted = is_retracted or (part.text or "").strip() in RETRACTION_TYPES
+        elif tag == "PMID":
+            pmid = part if pmid is None else pmid  # the others are those of comments
+        elif tag == "ArticleTitle":
+            title = _title(text_of(part))
+        elif tag == "Language":
+            languages = (*languages, (part.text or "").strip().lower())
+        elif tag == "CommentsCorrections":
+            is_retracted = is_retracted or part.get("RefType") in RETRACTION_REFERENCES
+        elif tag == "BookTitle":
+            title = text_of(part)  # unless the title of a chapter follows
+        else:  # OtherAbstract, of another publisher: all that is wanted stands before it
+            break
     return Citation(
-        pmid=text_of(pmid),
-        version=int(version) if version.isdecimal() else 1,
-        title=_title(text_of(element.find("Article/ArticleTitle"))),
-        abstract="\n".join(part for part in parts if part),
+        *_pmid(pmid),
+        title,
+        _abstract(sections) if sections else "",
+        languages,
+        is_retracted or says_retracted(title),
     )
+
+
+def _deletion(pmid: etree._Element) -> Citation:
+    return Citation(*_pmid(pmid), title="", abstract="", deleted=True)
+
+
+def _pmid(element: etree._Element | None) -> tuple[int, int]:
+    """PMID and version."""
+    if element is None:
+        return 0, 1
+    return _number(element.text, 0), _number(element.get("Version"), 1)
+
+
+def _number(text: str | None, otherwise: int) -> int:
+    try:
+        return int(text)
+    except (TypeError, ValueError):  # nothing, or no number
+        return otherwise
 
 
 def _title(text: str) -> str:
     """A title without the brackets of a translated one, as in `[Gout.]`, `[Gout].`, `[Gout]`."""
+    if not text.startswith("["):
+        return text
     bare = text.removesuffix(".").rstrip()
-    if bare.startswith("[") and bare.endswith("]") and _closes_at_the_end(bare):
+    if bare.endswith("]") and _closes_at_the_end(bare):
         inner = bare[1:-1].strip()
         if inner.removesuffix(".").lower() in PLACEHOLDERS:
             return ""
@@ -88,7 +192,19 @@ def _closes_at_the_end(text: str) -> bool:
     return False
 
 
-def _abstract_part(part: etree._Element) -> str:
-    """One AbstractText; a labelled one as `BACKGROUND: ...`."""
-    text, label = text_of(part), " ".join(part.get("Label", "").split())
-    return f"{label}: {text}" if text and label and label != "UNLABELLED" else text
+def says_retracted(title: str) -> bool:
+    """Whether a title marks a retracted or withdrawn article."""
+    if "]" in title[-2:] and title.removesuffix(".").lower().endswith(RETRACTION_SUFFIXES):
+        return True
+    return RETRACTION_TITLE.match(title) is not None
+
+
+def _abstract(sections: list[tuple[str | None, str]]) -> str:
+    """The (label, text) sections as lines, the notice at the end of the last one taken off."""
+    label, text = sections[-1]
+    sections[-1] = label, without_notice(text)
+    return "\n".join([_section(label, text) for label, text in sections if text])
+
+
+def _section(label: str | None, text: str) -> str:
+    return f"{clean(label)}: {text}" if label and label != "UNLABELLED" else text

@@ -1,27 +1,56 @@
-"""From the paths on a command line to texts or questions: which files, in which format."""
+"""From the paths on a command line to documents or questions: which files, in which format."""
 
 import re
 from argparse import ArgumentParser
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
-from megatron_yuyuan.data.files import open_plain_or_gzip, read_json_lines, read_jsonl_texts
+from megatron_yuyuan.data.cleaning import read_plain_text
+from megatron_yuyuan.data.files import open_input
+from megatron_yuyuan.data.jats import read_jats
+from megatron_yuyuan.data.jsonl import Notice, read_json_lines, read_jsonl_texts
 from megatron_yuyuan.data.medquad import QuestionAnswer, drop_repeats, read_medquad, read_qa_jsonl
-from megatron_yuyuan.data.pubmed import read_pubmed
+from megatron_yuyuan.data.pubmed import RETRACTED, CitationFilter, read_pubmed
+from megatron_yuyuan.data.records import DELETION_NOTICE
 from megatron_yuyuan.errors import ConfigError, DataError
 
-TEXT_FORMATS, QA_FORMATS = ("pubmed-xml", "jsonl"), ("medquad-xml", "qa-jsonl")
+TEXT_FORMATS = ("pubmed-xml", "jats-xml", "jsonl", "text")
+QA_FORMATS = ("medquad-xml", "qa-jsonl")
 FORMATS = ("auto", *TEXT_FORMATS, *QA_FORMATS)
-SUFFIXES = (".xml", ".nxml", ".jsonl", ".gz")
-"""Files looked at in a folder: no .json, which our shards and tokenizers have beside them. A file named
-on the command line may be called anything."""
+SUFFIXES = (".xml", ".nxml", ".jsonl", ".gz", ".zst")
+"""Files looked at in a folder: no .json, which our shards and tokenizers have beside them, and no .txt,
+which may be a note about the others. A file named on the command line may be called anything."""
+TEXT_SUFFIXES = (".txt", ".gz", ".zst")
+"""Files looked at in a folder of texts."""
 FIRST_ELEMENT = re.compile(
-    rb"<(?:(PubmedArticle|MedlineCitation|DeleteCitation)|(QAPairs|qaPairs))\b"
+    rb"<(?:(PubmedArticle|PubmedBookArticle|MedlineCitation|DeleteCitation)|(article)|(QAPairs|qaPairs))\b"
 )
+PUBMED_FILE = re.compile(r"pubmed(\d\d)n(\d{4,})\.xml")
 HEAD = 1 << 20
+PMC = 1 << 40
+"""Added to the number of a PMC article, so that its identity is no PMID's."""
+
+
+class Document(NamedTuple):
+    """One document of an input, wanted or not."""
+
+    text: str
+    identity: int = 0
+    """PMID, or PMC + number; 0 for a document that only its text identifies."""
+    version: int = 0
+    reason: str = ""
+    """Why it is not wanted, one of REASONS; empty if it is."""
+
+    @property
+    def name(self) -> str:
+        """`PMID 1`, `PMC1`; empty without an identity."""
+        if self.identity >= PMC:
+            return f"PMC{self.identity - PMC}"
+        return f"PMID {self.identity}" if self.identity else ""
 
 
 @dataclass(frozen=True)
@@ -31,13 +60,39 @@ class Source:
     path: Path
     format: str
 
-    def texts(self, key: str, dropped: Counter) -> Iterator[str]:
-        """Its documents as plain texts, a question with its answer under it."""
-        if self.format == "pubmed-xml":
-            return (citation.text for citation in read_pubmed(self.path, dropped))
+    def documents(
+        self,
+        key: str,
+        wanted: CitationFilter | None = None,
+        span: tuple[int, int] | None = None,
+        notice: Notice = lambda *_: None,
+    ) -> Iterator[Document]:
+        """Its documents, those that are not wanted included; a question has its answer under it.
+
+        `key` and `span` are for JSONL (see `read_jsonl_texts`), `wanted` is for PubMed and PMC.
+        """
         if self.format == "jsonl":
-            return read_jsonl_texts(self.path, key)
-        return (f"{pair.question}\n{pair.answer}" for pair in self.questions(dropped))
+            return map(Document, read_jsonl_texts(self.path, key, span, notice))
+        if self.format == "text":
+            return map(Document, [read_plain_text(self.path)])
+        if self.format in QA_FORMATS:
+            pairs = self.questions(Counter())
+            return (Document(f"{pair.question}\n{pair.answer}") for pair in pairs)
+        return self._articles(wanted)
+
+    def _articles(self, wanted: CitationFilter | None) -> Iterator[Document]:
+        wanted = wanted or CitationFilter()
+        if self.format == "jats-xml":
+            for article in read_jats(self.path):
+                number = article.pmcid.removeprefix("PMC")
+                identity = PMC + int(number) if number.isdecimal() else 0
+                is_dropped = article.retracted and not wanted.keep_retracted
+                yield Document(article.text, identity, 1, RETRACTED if is_dropped else "")
+            return
+        for citation in read_pubmed(self.path):
+            reason = DELETION_NOTICE if citation.deleted else wanted.reason(citation)
+            text = "" if reason else citation.text
+            yield Document(text, citation.pmid, citation.version, reason)
 
     def questions(self, dropped: Counter) -> Iterator[QuestionAnswer]:
         """Its questions and answers."""
@@ -60,12 +115,24 @@ def add_input_arguments(parser: ArgumentParser) -> None:
 
 def find_sources(inputs: Sequence[str], input_format: str = "auto") -> list[Source]:
     """The files of `inputs`, folders searched and sorted, each with its format (by content for
-    `auto`). Raises DataError: nothing there, unknown content."""
-    files = [file for given in inputs for file in _files_of(Path(given))]
-    return [
+    `auto`).
+
+    PubMed's own files stand in the order of their numbers, after whatever else there is: a later one
+    corrects an earlier one, also if they lie in folders called baseline and updatefiles. Raises
+    DataError: nothing there, unknown content.
+    """
+    suffixes = TEXT_SUFFIXES if input_format == "text" else SUFFIXES
+    files = [file for given in inputs for file in _files_of(Path(given), suffixes)]
+    sources = [
         Source(file, detect_format(file) if input_format == "auto" else input_format)
         for file in files
     ]
+    return sorted(sources, key=_pubmed_number)
+
+
+def _pubmed_number(source: Source) -> tuple[int, ...]:
+    name = PUBMED_FILE.match(source.path.name)
+    return (int(name[1]), int(name[2])) if name else ()
 
 
 def hold_questions(sources: Sequence[Source]) -> bool:
@@ -81,46 +148,71 @@ def hold_questions(sources: Sequence[Source]) -> bool:
 
 
 def read_texts(sources: Sequence[Source], key: str, dropped: Counter) -> Iterator[str]:
-    """All documents of the sources as plain texts, in order; `dropped` counts the others."""
-    return chain.from_iterable(source.texts(key, dropped) for source in sources)
+    """The texts of all wanted documents of the sources, in order; `dropped` counts the others."""
+    for document in chain.from_iterable(source.documents(key) for source in sources):
+        if document.reason:
+            dropped[document.reason] += 1
+        elif document.text:
+            yield document.text
 
 
-def read_questions(sources: Sequence[Source], dropped: Counter) -> Iterator[QuestionAnswer]:
-    """All questions of the sources, in order, no exact repeats; `dropped` counts the others."""
-    return drop_repeats(
-        chain.from_iterable(source.questions(dropped) for source in sources), dropped
-    )
+def read_questions(
+    sources: Sequence[Source],
+    dropped: Counter,
+    on_error: Callable[[Source, DataError], None] | None = None,
+) -> Iterator[QuestionAnswer]:
+    """All questions of the sources, in order, no exact repeats; `dropped` counts the others.
+
+    With `on_error`, a file that cannot be read whole gives nothing, and `on_error` hears of it.
+    """
+
+    def pairs():
+        for source in sources:
+            own = Counter()
+            try:
+                found = list(source.questions(own))
+            except DataError as error:
+                if on_error is None:
+                    raise
+                on_error(source, error)
+            else:
+                dropped.update(own)
+                yield from found
+
+    return drop_repeats(pairs(), dropped)
 
 
 def detect_format(path: Path) -> str:
     """The format of a file, by its first megabyte. Raises DataError."""
-    with open_plain_or_gzip(path) as stream:
+    with open_input(path) as stream:
         head = stream.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"<"):
         if element := FIRST_ELEMENT.search(head):
-            return "pubmed-xml" if element[1] else "medquad-xml"
+            return ("pubmed-xml", "jats-xml", "medquad-xml")[element.lastindex - 1]
     elif head.startswith(b"{"):
         _, record = next(read_json_lines(path))
         return "qa-jsonl" if {"question", "answer"} <= {key.lower() for key in record} else "jsonl"
+    elif path.suffixes[-1:] == [".txt"] or path.suffixes[-2:-1] == [".txt"]:
+        return "text"
     raise DataError(
-        f"{path}: neither PubMed XML, MedQuAD XML nor JSONL",
+        f"{path}: neither PubMed, PMC or MedQuAD XML nor JSONL, and not called .txt",
         f"it begins with {head[:40]!r}",
         f"a file of one of these, or --input-format {'|'.join(FORMATS[1:])}",
     )
 
 
-def _files_of(path: Path) -> list[Path]:
+def _files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if not path.is_dir():
         return [path]
     files = sorted(
         file
         for file in path.rglob("*")
-        if file.suffix in SUFFIXES and file.is_file() and not file.name.startswith(".")
+        if file.suffix in suffixes and file.is_file() and not file.name.startswith(".")
     )
     if not files:
         raise DataError(
             f"{path} holds no input",
-            f"files ending in {', '.join(SUFFIXES)} were looked for",
-            "the folder that holds the files",
+            f"files ending in {', '.join(suffixes)} were looked for",
+            "the folder that holds the files; --input-format text for a folder of .txt",
         )
     return files

@@ -23,6 +23,11 @@ def world_size() -> int:
     return _launched("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", 1)
 
 
+def rank() -> int:
+    """This process's number among them, also before they have met."""
+    return dist.get_rank() if dist.is_initialized() else _launched("RANK", "SLURM_PROCID", 0)
+
+
 def _launched(by_torchrun: str, by_srun: str, alone: int) -> int:
     """A number that the launcher sets. A shell inside a SLURM allocation is no launcher: only srun
     sets SLURM_STEP_NUM_TASKS."""
@@ -122,8 +127,7 @@ def _join(parallel: ParallelConfig, device: torch.device) -> None:
             "srun starts processes and does not say where they meet",
             "srun torchrun, as examples/*.slurm do, or export both",
         )
-    rank = _launched("RANK", "SLURM_PROCID", 0)
-    dist.init_process_group(backend, rank=rank, world_size=ranks, timeout=timeout)
+    dist.init_process_group(backend, rank=rank(), world_size=ranks, timeout=timeout)
 
 
 def stop() -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_yuyuan.config import IGNORE, Config
-from megatron_yuyuan.data.loader import Dataset, read_batch
+from megatron_yuyuan.data.loader import Borders, Dataset, read_batch
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.parallel.pipeline import Pipeline
@@ -21,8 +21,9 @@ class Trainer:
     """Takes steps with a state. `config.training` has its train_iters and global_batch_size
     resolved."""
 
-    def __init__(self, config: Config, state: TrainState):
+    def __init__(self, config: Config, state: TrainState, borders: Borders | None = None):
         self.config, self.state, self.mesh = config, state, state.mesh
+        self.borders = borders
         self.pipeline = Pipeline(state.stages, self.mesh, config)
 
     def batch(self, dataset: Dataset, consumed: int, limit: int | None = None):
@@ -35,6 +36,7 @@ class Trainer:
             self.mesh.size("data"),
             self.mesh.device,
             limit,
+            self.borders,
         )
 
     def gradients(self, dataset: Dataset) -> tuple[float, float]:

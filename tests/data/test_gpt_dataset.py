@@ -84,8 +84,8 @@ def test_parts_of_a_split_share_no_token(text):
     for part in (train, valid, test):
         dataset = GPTDataset(text, 8, seed=None, documents=part)
         tokens = {int(t) for i in range(len(dataset)) for t in dataset[i][0]}
-        assert min(tokens) >= text.document_offsets[part.start]
-        assert max(tokens) < text.document_offsets[part.stop]
+        assert min(tokens) >= text.document_start(part.start)
+        assert max(tokens) < text.document_start(part.stop)
         seen.append(tokens)
     assert not (seen[0] & seen[1] or seen[1] & seen[2])
 

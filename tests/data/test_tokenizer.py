@@ -1,108 +1,105 @@
-"""The tokenizer: GPT-2's ids, an end of text no text can forge, files that transformers load."""
+"""The tokenizer that a configuration, a file or a directory names."""
 
-import gzip
 import json
 import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from megatron_yuyuan.config import DataConfig
-from megatron_yuyuan.data.tokenizer import END_OF_TEXT, Tokenizer, open_tokenizer, train_bpe
+from megatron_yuyuan.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter, dtype_for
+from megatron_yuyuan.data.sentencepiece_model import train_sentencepiece
+from megatron_yuyuan.data.tokenizer import END_OF_TEXT, open_tokenizer, read_tokenizer, train_bpe
 from megatron_yuyuan.errors import ConfigError, DataError
 
-TEXTS = ["Gout is a disease of the joints. The joints ache.", "naïve β-cells, 37 °C\n\n  µg"] * 4
+TEXTS = ["Gout is a disease of the joints. The joints ache."] * 4
 TRAINED = train_bpe(iter(TEXTS), 300)
+KINDS = {
+    "bytelevel-bpe": TRAINED,
+    "another bytelevel-bpe": train_bpe(iter(["Hypertension is high blood pressure."] * 4), 300),
+    "sentencepiece-unigram": train_sentencepiece(iter(TEXTS), 320, "unigram"),
+    "sentencepiece-bpe": train_sentencepiece(iter(TEXTS), 320, "bpe"),
+}
 
 
-@pytest.fixture(scope="session")
-def gpt2(real_data) -> Tokenizer:
-    folder = real_data / "gpt2_vocab"
-    return Tokenizer.from_gpt2(folder / "encoder.json", folder / "vocab.bpe")
+@pytest.fixture(params=KINDS)
+def tokenizer(request):
+    return KINDS[request.param]
 
 
-def test_gpt2_ids(gpt2):
-    assert gpt2.encode("Hello world") == [15496, 995]
-    assert (gpt2.vocab_size, gpt2.eod) == (50257, 50256)
-    assert gpt2.encode(END_OF_TEXT) == [27, 91, 437, 1659, 5239, 91, 29]
+def test_the_end_of_text_stands_only_between_documents(tokenizer):
+    forged = f"a{END_OF_TEXT}b {END_OF_TEXT}\n{tokenizer.end_of_text}"
+    ids = tokenizer.encode(forged)
+    assert tokenizer.eod not in ids and tokenizer.decode(ids) == forged
+    assert tokenizer.decode([*ids, tokenizer.eod]) == forged + END_OF_TEXT
 
 
-def test_ids_of_real_abstracts_are_those_of_transformers(gpt2, real_data, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="needs transformers, the reference")
-    gpt2.save(tmp_path)
-    theirs = transformers.GPT2TokenizerFast.from_pretrained(tmp_path)
-    with gzip.open(real_data / "pubmed_text" / "abstracts.jsonl.gz", "rt") as lines:
-        texts = [json.loads(line)["abstract"] for line, _ in zip(lines, range(2000), strict=False)]
-    ours = gpt2.encode_batch(texts)
-    assert ours == theirs(texts)["input_ids"]
-    assert [gpt2.decode(ids) for ids in ours] == texts
-    assert sum(map(len, ours)) > 100_000  # not vacuous
+@pytest.mark.parametrize("text", ["abc\ud800", "abc\udfff def"])
+def test_half_a_surrogate_pair_is_refused_alone_and_in_a_batch(tokenizer, text):
+    for call in (tokenizer.encode, lambda text: tokenizer.encode_batch(["whole", text])):
+        with pytest.raises(DataError, match="surrogate pair at character 3"):
+            call(text)
 
 
-@settings(deadline=None)
-@given(st.text())
-def test_decode_inverts_encode(text):
-    assert TRAINED.decode(TRAINED.encode(text)) == text
+def test_control_characters_are_kept(tokenizer):
+    text = "".join(map(chr, range(32))) + "\x7f\x80\ufffe\uffff"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@settings(deadline=None)
-@given(st.text(), st.text())
-def test_no_text_yields_the_end_of_text(before, after):
-    assert TRAINED.eod not in TRAINED.encode(before + END_OF_TEXT + after)
+def test_a_shard_of_another_tokenizer_is_refused(tokenizer, tmp_path):
+    with IndexedDatasetWriter(tmp_path / "shard", dtype_for(tokenizer.vocab_size)) as shard:
+        shard.add_document([tokenizer.encode(TEXTS[0])])
+        shard.finish({"tokenizer_fingerprint": tokenizer.fingerprint})
+    made = IndexedDataset(tmp_path / "shard")
+    for other in KINDS.values():
+        if other is tokenizer:
+            made.check_vocabulary(other.fingerprint, other.vocab_size)
+            continue
+        with pytest.raises(DataError) as error:
+            made.check_vocabulary(other.fingerprint, other.vocab_size)
+        assert tokenizer.fingerprint in error.value.what and other.fingerprint in error.value.what
 
 
-def test_a_batch_is_its_texts():
-    texts = [*TEXTS, "", " ", END_OF_TEXT]
-    assert TRAINED.encode_batch(texts) == [TRAINED.encode(text) for text in texts]
+def test_the_fingerprint_is_the_one_that_older_shards_hold(repository):
+    golden = repository / "tests" / "golden"
+    meta = json.loads((golden / "text_text_document.meta.json").read_text())
+    own = read_tokenizer(golden / "run" / "tokenizer")
+    assert own.fingerprint == meta["tokenizer_fingerprint"]
 
 
-def test_training_puts_the_end_of_text_last_and_is_repeatable():
-    assert TRAINED.eod == TRAINED.vocab_size - 1 == 299
+def test_every_kind_comes_back_from_its_directory(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer")
+    again = read_tokenizer(tmp_path / "tokenizer")
+    assert type(again) is type(tokenizer) and again.fingerprint == tokenizer.fingerprint
+
+
+def test_a_directory_keeps_one_tokenizer(tokenizer, tmp_path):
+    for earlier in KINDS.values():
+        earlier.save(tmp_path)
+        (tmp_path / "other.txt").touch()
+        tokenizer.save(tmp_path)
+        assert read_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+        assert {path.name for path in tmp_path.iterdir()} == {*tokenizer.files(), "other.txt"}
+
+
+def test_a_kind_that_is_not_used_costs_nothing():
     program = (
-        "from megatron_yuyuan.data.tokenizer import train_bpe; "
-        f"print(train_bpe(iter({TEXTS!r}), 300).fingerprint)"
+        "import sys; from megatron_yuyuan.data import encoder, tokenizer; "
+        "print(sorted({'sentencepiece', 'gigatoken', 'torch'} & set(sys.modules)))"
     )
-    again = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert again.stdout.strip() == TRAINED.fingerprint
-    assert train_bpe(iter(["another text"]), 300).fingerprint != TRAINED.fingerprint
-    with pytest.raises(ConfigError, match="vocab_size=256"):
-        train_bpe(iter(TEXTS), 256)
-
-
-def test_saved_files_come_back_equal_here_and_in_transformers(tmp_path):
-    transformers = pytest.importorskip(
-        "transformers", reason="needs transformers to load the files"
-    )
-    TRAINED.save(tmp_path)
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["merges.txt", "tokenizer.json", "vocab.json"]
-    pairs = (tmp_path / "vocab.json", tmp_path / "merges.txt")
-    for same in (
-        Tokenizer.from_file(tmp_path),
-        Tokenizer.from_file(tmp_path / "tokenizer.json"),
-        Tokenizer.from_gpt2(*pairs),
-    ):
-        assert (same.fingerprint, same.eod) == (TRAINED.fingerprint, TRAINED.eod)
-        assert same.encode_batch([*TEXTS, END_OF_TEXT]) == TRAINED.encode_batch(
-            [*TEXTS, END_OF_TEXT]
-        )
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
-    for name in ("GPT2Tokenizer", "GPT2TokenizerFast", "AutoTokenizer"):
-        theirs = getattr(transformers, name).from_pretrained(tmp_path)
-        assert theirs(TEXTS)["input_ids"] == TRAINED.encode_batch(TEXTS)
+    assert ended.stdout == "[]\n"
 
 
 def test_a_directory_without_tokenizer_json_is_read_by_its_pair(tmp_path):
     TRAINED.save(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
-    assert Tokenizer.from_file(tmp_path).fingerprint == TRAINED.fingerprint
+    assert read_tokenizer(tmp_path).fingerprint == TRAINED.fingerprint
     (tmp_path / "merges.txt").unlink()
     with pytest.raises(DataError, match="no tokenizer in"):
-        Tokenizer.from_file(tmp_path)
+        read_tokenizer(tmp_path)
 
 
 def test_configuration_chooses_the_files(tmp_path):
@@ -117,48 +114,3 @@ def test_configuration_chooses_the_files(tmp_path):
         open_tokenizer(DataConfig(vocab_file=vocab))
     with pytest.raises(ConfigError, match="tokenizer_model"):
         open_tokenizer(DataConfig(tokenizer_type="HuggingFaceTokenizer"))
-
-
-@pytest.mark.parametrize("call", [TRAINED.encode, lambda text: train_bpe(iter([text]), 300)])
-def test_half_a_surrogate_pair_is_refused(call):
-    with pytest.raises(DataError, match="surrogate pair at character 3"):
-        call("abc\ud800")
-
-
-@pytest.mark.parametrize(
-    ("vocab", "merges", "what"),
-    [
-        (None, "", "cannot read"),
-        ("{", "", "not JSON"),
-        ("[1]", "", "not a vocabulary"),
-        ('{"a": "b"}', "", "not a vocabulary"),
-        ('{"a": 0, "b": 1}', "", "no token <|endoftext|>"),
-        ('{"a": 0, "<|endoftext|>": 2}', "", "ids are not 0 to 1"),
-        ('{"a": 0, "<|endoftext|>": 1}', "a b c", "not a list of merges"),
-        ('{"a": 0, "<|endoftext|>": 1}', "a x", "do not fit together"),
-        ('{"a": 0, "<|endoftext|>": 1}', None, "cannot read"),
-    ],
-)
-def test_unusable_gpt2_files_are_refused(tmp_path, vocab, merges, what):
-    for name, text in (("vocab.json", vocab), ("merges.txt", merges)):
-        if text is not None:
-            (tmp_path / name).write_text(text)
-    with pytest.raises(DataError) as error:
-        Tokenizer.from_gpt2(tmp_path / "vocab.json", tmp_path / "merges.txt")
-    assert what in error.value.what
-
-
-def test_unusable_tokenizer_json_is_refused(tmp_path):
-    file = tmp_path / "tokenizer.json"
-    with pytest.raises(DataError, match="cannot read"):
-        Tokenizer.from_file(file)
-    for text, what in (("{", "not JSON"), ('{"x": 1}', "not a tokenizer")):
-        file.write_text(text)
-        with pytest.raises(DataError, match=what):
-            Tokenizer.from_file(file)
-    TRAINED.save(tmp_path)
-    ordinary = json.loads(file.read_text())
-    ordinary["added_tokens"][0]["special"] = False
-    file.write_text(json.dumps(ordinary))
-    with pytest.raises(DataError, match="would become the token"):
-        Tokenizer.from_file(file)

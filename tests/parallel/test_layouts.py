@@ -1,11 +1,12 @@
 """The promise: the layout changes speed, never results."""
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from tiny import TINY, Layout, RandomText, all_layouts, build_trainer, largest_difference
 
-from megatron_yuyuan.data.loader import read_batch
+from megatron_yuyuan.data.loader import Borders, read_batch
 from megatron_yuyuan.model.gpt2 import GPT2, init_weights
 from megatron_yuyuan.parallel.tensor import TensorAxis
 
@@ -137,6 +138,38 @@ def test_a_mean_of_means_would_be_seen(ranks, alone):
 def test_fewer_micro_batches_than_stages(ranks, alone):
     config = Layout(pipeline=4).of(TINY).replace(micro_batch_size=4)
     assert ranks.run(4, trajectory, config)[1] == pytest.approx(alone[TINY][1], rel=1e-5)
+
+
+BORDERS = Borders(eod=5, reset_position_ids=True, reset_attention_mask=True, eod_mask_loss=True)
+
+
+class Documents(RandomText):
+    """The same, one token in eight the end of a document."""
+
+    def __getitem__(self, number: int):
+        tokens, labels = super().__getitem__(number)
+        return np.where(tokens % 8 == 5, 5, tokens), labels
+
+
+def divided(config, borders):
+    """Gradients, loss and norm of the first step, and the validation loss, over `Documents`."""
+    trainer = build_trainer(config)
+    trainer.borders = borders
+    loss, norm = trainer.gradients(Documents())
+    gradients = whole_gradients(trainer)
+    evaluation = trainer.evaluate(Documents(length=13))
+    return gradients, [loss, norm, evaluation["validation_loss"]]
+
+
+@pytest.mark.parametrize("layout", [Layout(2, 1, 2, True), Layout(1, 2, 2)], ids=str)
+def test_documents_are_divided_alike_in_any_layout(ranks, layout):
+    expected_gradients, expected = ranks.run(1, divided, DROPOUT, BORDERS)
+    gradients, figures = ranks.run(4, divided, layout.of(DROPOUT), BORDERS)
+    difference, name = largest_difference(gradients, expected_gradients)
+    assert difference <= 1e-5, name
+    assert figures == pytest.approx(expected, rel=1e-5)
+    plain = ranks.run(1, divided, DROPOUT, None)[1]
+    assert all(abs(mine / other - 1) > 1e-4 for mine, other in zip(expected, plain, strict=True))
 
 
 # The errors that torch's parallel pieces make silently: each is made on purpose, and must be seen.

@@ -1,0 +1,126 @@
+"""From what a person named to the samples of a run: shards opened and checked, divided, blended.
+
+Everything but the introduction happens before a process group exists.
+"""
+
+from megatron_yuyuan.config import Config
+from megatron_yuyuan.data.blend import BlendedDataset, blend, parse_blend
+from megatron_yuyuan.data.gpt_dataset import GPTDataset, split_documents
+from megatron_yuyuan.data.indexed_dataset import IndexedDataset
+from megatron_yuyuan.data.loader import Borders, Dataset
+from megatron_yuyuan.data.qa_dataset import QADataset
+from megatron_yuyuan.data.tokenizer import Tokenizer
+from megatron_yuyuan.errors import ConfigError
+from megatron_yuyuan.log import Log
+from megatron_yuyuan.parallel import mesh as mesh_module
+
+
+def text_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
+    """Training and validation windows of data_path, or of train_data_path and valid_data_path."""
+    data, seed = config.data, config.training.seed
+
+    def windows(shard: IndexedDataset, seed: int | None, documents: range | None = None):
+        return GPTDataset(shard, data.seq_length, seed, documents)
+
+    if not data.data_path:
+        return samples_of_parts(config, tokenizer, windows, seed, None)
+    if data.train_data_path or data.valid_data_path:
+        raise ConfigError(
+            "data_path and train_data_path or valid_data_path are given",
+            "either the shards are divided by split, or each part has its own",
+            "leave one of them out",
+        )
+    shards, weights = open_shards(config, "data_path", tokenizer)
+    parts = [(shard, *split_documents(shard.num_documents, data.split)) for shard in shards]
+    training = [windows(shard, seed, train) for shard, train, _, _ in parts]
+    held_out = [windows(shard, None, valid) if valid else None for shard, _, valid, _ in parts]
+    return blend(training, weights, seed), blend(held_out, weights, None)
+
+
+def question_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
+    """Training and validation pairs of train_data_path and valid_data_path."""
+    if config.data.data_path:
+        raise ConfigError(
+            "data_path is given",
+            "questions are divided when they are preprocessed, by groups that share an answer's topic",
+            "--train-data-path PREFIX_train_qa_document --valid-data-path PREFIX_valid_qa_document",
+        )
+    seed = config.training.seed
+
+    def pairs(shard: IndexedDataset, seed: int):
+        return QADataset(shard, config.data.seq_length, tokenizer.eod, seed)
+
+    return samples_of_parts(config, tokenizer, pairs, seed, seed)
+
+
+def samples_of_parts(
+    config: Config, tokenizer: Tokenizer, make, training_seed: int, validation_seed: int | None
+) -> tuple[Dataset, Dataset | None]:
+    """The samples that make(shard, seed) finds in train_data_path and, if given, valid_data_path."""
+
+    def samples(field: str, seed: int | None) -> Dataset:
+        shards, weights = open_shards(config, field, tokenizer)
+        return blend([make(shard, seed) for shard in shards], weights, seed)
+
+    training_set = samples("train_data_path", training_seed)
+    valid = config.data.valid_data_path
+    return training_set, samples("valid_data_path", validation_seed) if valid else None
+
+
+def open_shards(
+    config: Config, field: str, tokenizer: Tokenizer
+) -> tuple[list[IndexedDataset], list[float] | None]:
+    """The shards a flag names, checked against the tokenizer, and their weights. Raises ConfigError
+    and DataError."""
+    words, flag = getattr(config.data, field), "--" + field.replace("_", "-")
+    if not words:
+        raise ConfigError(
+            f"{field}: no shard",
+            "a run reads token shards",
+            f"{flag} PREFIX, as tools/preprocess_data.py printed it",
+        )
+    prefixes, weights = parse_blend(words, flag)
+    shards = [IndexedDataset(prefix) for prefix in prefixes]
+    for shard in shards:
+        place = mesh_module.rank(), mesh_module.world_size()
+        shard.check_vocabulary(tokenizer.fingerprint, tokenizer.vocab_size, *place)
+        if borders(config, tokenizer) and not shard.meta.get("append_eod", True):
+            raise ConfigError(
+                f"{shard.prefix} has no end of text between its documents",
+                "reset_position_ids, reset_attention_mask and eod_mask_loss look for it",
+                "tools/preprocess_data.py --append-eod, or leave them out",
+            )
+    return shards, weights
+
+
+def borders(config: Config, tokenizer: Tokenizer) -> Borders | None:
+    """What happens at the borders of documents, if anything."""
+    data = config.data
+    flags = data.reset_position_ids, data.reset_attention_mask, data.eod_mask_loss
+    return Borders(tokenizer.eod, *flags) if any(flags) else None
+
+
+def introduce_shards(
+    training_set: Dataset, validation_set: Dataset | None, samples: int, log: Log
+) -> None:
+    """Say how often a run of `samples` samples reads each shard of a blend, and which shards nothing
+    vouches for."""
+    parts = shares(training_set)
+    for dataset, share in parts if len(parts) > 1 else []:
+        epochs = samples * share / len(dataset)
+        log.line(f"blend: {share:.2%} from {dataset.shard.prefix}, {epochs:.2f} epochs of it")
+    held = shares(validation_set) if validation_set else []
+    shards = {part.shard.prefix: part.shard for part, _ in [*parts, *held]}
+    for prefix in (prefix for prefix, shard in shards.items() if not shard.meta):
+        log.line(
+            f"warning: {prefix} has no .meta.json; its ids fit the vocabulary, but nothing says that "
+            "this tokenizer made them"
+        )
+
+
+def shares(dataset: Dataset) -> list[tuple[Dataset, float]]:
+    """The data sets that a blend reads, or the only one, each with its share of the samples."""
+    if not isinstance(dataset, BlendedDataset):
+        return [(dataset, 1.0)]
+    counts = [count / dataset.block for count in dataset.counts]
+    return list(zip(dataset.datasets, counts, strict=True))
