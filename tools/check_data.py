@@ -11,14 +11,11 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 
-from megatron_yuyuan.cli import ArgumentParser, add_config_argument, run_command
-from megatron_yuyuan.config import DataConfig
+from megatron_yuyuan.cli import ArgumentParser, run_command
 from megatron_yuyuan.data.data_card import data_card, last_token, verify
 from megatron_yuyuan.data.indexed_dataset import IndexedDataset
-from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer
+from megatron_yuyuan.data.tokenizer import Tokenizer, add_tokenizer_arguments, named_tokenizer
 
-TOKENIZER = ("tokenizer_type", "vocab_file", "merge_file", "tokenizer_model")
-"""The fields of DataConfig that name a tokenizer."""
 SHOWN = 5
 """Entries of a list that are printed; --json has all."""
 
@@ -30,13 +27,11 @@ def main(args: Sequence[str] | None = None) -> None:
         "prefix", nargs="+", metavar="PREFIX", help="a shard, with or without .bin or .idx"
     )
     parser.add_argument("--json", action="store_true", help="print a list of JSON objects")
-    for name in TOKENIZER:
-        add_config_argument(parser, name)
+    add_tokenizer_arguments(parser)
     options = parser.parse_args(args)
     tokenizer = None
     if options.vocab_file or options.merge_file or options.tokenizer_model:
-        named = {name: getattr(options, name) for name in TOKENIZER}
-        tokenizer = open_tokenizer(DataConfig(**named))
+        tokenizer = named_tokenizer(options)
     cards = []
     for prefix in options.prefix:
         cards.append(check(prefix.removesuffix(".idx").removesuffix(".bin"), tokenizer))

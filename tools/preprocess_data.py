@@ -21,8 +21,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from megatron_yuyuan.cli import ArgumentParser, add_config_argument, run_command
-from megatron_yuyuan.config import DataConfig
+from megatron_yuyuan.cli import ArgumentParser, run_command
 from megatron_yuyuan.data.decontamination import Decontaminator
 from megatron_yuyuan.data.encoder import CHOICES, open_encoder
 from megatron_yuyuan.data.files import AtomicFiles
@@ -34,17 +33,14 @@ from megatron_yuyuan.data.pubmed import CitationFilter
 from megatron_yuyuan.data.questions import DEFAULT_SHARES, remove_empty_parts, write_questions
 from megatron_yuyuan.data.scan import Recipe
 from megatron_yuyuan.data.sources import Source, add_input_arguments, find_sources, hold_questions
-from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer
+from megatron_yuyuan.data.tokenizer import Tokenizer, add_tokenizer_arguments, named_tokenizer
 from megatron_yuyuan.errors import ConfigError
-
-TOKENIZER = ("tokenizer_type", "vocab_file", "merge_file", "tokenizer_model")
-"""The fields of DataConfig that name a tokenizer."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Read the command line, write the shards, print a report. Raises YuyuanError."""
     options = _parse(args)
-    tokenizer = open_tokenizer(DataConfig(**{name: getattr(options, name) for name in TOKENIZER}))
+    tokenizer = named_tokenizer(options)
     sources = find_sources(options.input, options.input_format)
     if hold_questions(sources):
         _prepare_questions(options, sources, tokenizer)
@@ -68,7 +64,7 @@ def _prepare_texts(options, sources: list[Source], tokenizer: Tokenizer) -> None
         for recipe in _recipes(options)
     ]
     plans = [preparation.plan() for preparation in preparations]
-    workers = options.workers or len(os.sched_getaffinity(0))
+    workers = options.workers or _cores()
     with Progress(options.log_interval) as progress:
         for preparation, units in zip(preparations, plans, strict=True):
             own = units[options.task_index :: options.num_tasks]
@@ -91,6 +87,13 @@ def _prepare_texts(options, sources: list[Source], tokenizer: Tokenizer) -> None
         _print_shard(shard.writer)
     if not options.append_eod:
         print("note: no end of text between documents; --append-eod adds it")
+
+
+def _cores() -> int:
+    """Cores that this process may use: fewer than the machine has, under SLURM."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _recipes(options) -> list[Recipe]:
@@ -169,8 +172,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         help="shares of the questions (medquad-xml: 90,5,5; qa-jsonl: not divided)")  # fmt: skip
     add("--log-interval", type=int, default=100_000, metavar="N",
         help="documents between lines of progress, where stderr is no terminal; 0: none")  # fmt: skip
-    for name in TOKENIZER:
-        add_config_argument(parser, name)
+    add_tokenizer_arguments(parser)
     options = parser.parse_args(args)
     _refuse_numbers(options)
     return options

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from megatron_yuyuan.data.files import open_plain_or_gzip
+from megatron_yuyuan.data.files import open_input
 from megatron_yuyuan.errors import DataError
 
 LARGEST_TEXT = 64 << 20
@@ -93,10 +93,10 @@ def _may_be_of_notice(word: str) -> bool:
 def read_plain_text(path: str | Path) -> str:
     """A UTF-8 text file, plain or gzip, as one document: line breaks stay, Unicode in form NFC.
 
-    Raises DataError: see `open_plain_or_gzip`; more than LARGEST_TEXT bytes; not UTF-8; bytes that
+    Raises DataError: see `open_input`; more than LARGEST_TEXT bytes; not UTF-8; bytes that
     no text has (NUL).
     """
-    with open_plain_or_gzip(path) as stream:
+    with open_input(path) as stream:
         content = stream.read(LARGEST_TEXT + 1)
     if len(content) > LARGEST_TEXT:
         raise DataError(

@@ -261,6 +261,3 @@ def _cannot_write(target: str | Path, error: OSError) -> DataError:
         "the output would be incomplete",
         "a folder with room that may be written to",
     )
-
-
-open_plain_or_gzip = open_input  # TEMPORARY: renamed; to be removed by the lead

@@ -12,7 +12,6 @@ from megatron_yuyuan.data.xml_elements import read_elements, text_of
 from megatron_yuyuan.errors import DataError
 
 MATHML = "{http://www.w3.org/1998/Math/MathML}"
-MATHML = "{http://www.w3.org/1998/Math/MathML}"
 DROPPED = frozenset(
     """alt-text array attrib break chem-struct-wrap copyright-holder disp-formula
     disp-formula-group fig fig-group fn-group graphic inline-graphic label long-desc media notes

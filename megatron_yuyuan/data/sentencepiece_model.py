@@ -61,10 +61,14 @@ class SentencePieceTokenizer(Tokenizer):
             self._processor.LoadFromSerializedProto(model)
             self.vocab_size = self._processor.get_piece_size()
             self._pieces = [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
-        except (RuntimeError, ValueError) as error:  # ValueError: a piece that is not UTF-8
-            raise _not_a_model(source, str(error).splitlines()[0]) from None
+        except (RuntimeError, ValueError):  # ValueError: a piece that is not UTF-8
+            self._pieces = []
         if not self._pieces:
-            raise _not_a_model(source, "it has no pieces")
+            raise DataError(
+                f"{source} is damaged, or no SentencePiece model",
+                "it was named as the tokenizer",
+                "the .model file as SentencePiece wrote it",
+            )
         self.eod = self._find_end_of_text(source)
         self.end_of_text = self._pieces[self.eod]
 
@@ -200,11 +204,3 @@ def _sample(texts: Iterator[str]) -> list[str]:
             elif (place := chance.randrange(seen)) < SAMPLE:
                 kept[place] = stretch
     return kept
-
-
-def _not_a_model(source: str, cause: str) -> DataError:
-    return DataError(
-        f"{source} is not a SentencePiece model: {cause}",
-        "it was named as the tokenizer",
-        "the .model file as SentencePiece wrote it",
-    )

@@ -1,14 +1,26 @@
 """The tokenizer that a configuration, a file or a directory names, of whatever kind it is."""
 
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from megatron_yuyuan.cli import add_config_argument
 from megatron_yuyuan.config import DataConfig
 from megatron_yuyuan.data.byte_level_bpe import ByteLevelBPE, train_bpe
 from megatron_yuyuan.data.tokenizer_base import END_OF_TEXT, Tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
 
-__all__ = ["END_OF_TEXT", "Tokenizer", "open_tokenizer", "read_tokenizer", "train_bpe"]
+__all__ = [
+    "END_OF_TEXT",
+    "Tokenizer",
+    "add_tokenizer_arguments",
+    "named_tokenizer",
+    "open_tokenizer",
+    "read_tokenizer",
+    "train_bpe",
+]
 
+TOKENIZER_FIELDS = ("tokenizer_type", "vocab_file", "merge_file", "tokenizer_model")
+"""The fields of DataConfig that name a tokenizer."""
 GPT2_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 
@@ -33,6 +45,17 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
         "it holds neither tokenizer.json, nor tokenizer.model, nor vocab.json with merges.txt",
         "the directory that tools/train_tokenizer.py wrote, or a Hugging Face model's",
     )
+
+
+def add_tokenizer_arguments(parser: ArgumentParser) -> None:
+    """The flags that name a tokenizer, as in training."""
+    for name in TOKENIZER_FIELDS:
+        add_config_argument(parser, name)
+
+
+def named_tokenizer(options: Namespace) -> Tokenizer:
+    """The tokenizer that the flags of `add_tokenizer_arguments` name. Raises as `open_tokenizer`."""
+    return open_tokenizer(DataConfig(**{name: getattr(options, name) for name in TOKENIZER_FIELDS}))
 
 
 def open_tokenizer(data: DataConfig) -> Tokenizer:

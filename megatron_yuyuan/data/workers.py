@@ -12,11 +12,15 @@ from typing import TypeVar
 from megatron_yuyuan.errors import LostError, YuyuanError
 
 Task = TypeVar("Task")
-Told = Callable[[object], None]
+Tell = Callable[[object], None]
+
+TASKS_OF_A_PROCESS = 64
+"""After which another takes its place: what libraries keep in memory does not add up."""
+LOST = object()
 
 
 def run_in_processes(
-    work: Callable[[Task, Told], None], tasks: Sequence[Task], processes: int
+    work: Callable[[Task, Tell], None], tasks: Sequence[Task], processes: int
 ) -> Iterator[tuple[Task, object]]:
     """Call work(task, tell) for every task in forked processes; yield (task, what it told) as it comes,
     and (task, None) at its end.
@@ -24,59 +28,73 @@ def run_in_processes(
     The first error ends them all and is raised here: a YuyuanError as it is, another with its
     traceback. Raises LostError for a process that dies. `str(task)` names a task.
     """
-    context = multiprocessing.get_context("fork")  # what the parent has loaded is there at once
-    team: list[_Worker] = []
+    team = [_Worker() for _ in range(min(processes, len(tasks)))]
+    waiting = iter(range(len(tasks)))
+
+    def begin(worker: _Worker) -> None:
+        """Give a worker the next task, and a fresh process every now and then."""
+        worker.task = next(waiting, None)
+        if worker.task is not None:
+            if worker.process is None or worker.left == 0:
+                worker.end()
+                worker.start(work, tasks, team)
+            worker.left -= 1
+            worker.pipe.send(worker.task)
+
     try:
-        for _ in range(min(processes, len(tasks))):
-            ours, theirs = context.Pipe()
-            inherited = [ours, *(worker.pipe for worker in team)]
-            arguments = work, tasks, theirs, inherited
-            process = context.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            team.append(_Worker(process, ours))
-        yield from _supervise(team, tasks)
+        for worker in team:
+            begin(worker)
+        while busy := [worker for worker in team if worker.task is not None]:
+            ready = wait([end for worker in busy for end in (worker.pipe, worker.process.sentinel)])
+            for worker in busy:
+                if worker.pipe in ready or worker.process.sentinel in ready:
+                    task, told = tasks[worker.task], worker.hear(tasks)
+                    yield task, told
+                    if told is None:
+                        begin(worker)
     finally:
         for worker in team:
-            worker.process.kill()
-            worker.process.join()
+            worker.end()
 
 
 @dataclass
 class _Worker:
-    """A process, our end of the pipe to it, and the number of the task it is at."""
+    """A process, our end of the pipe to it, the number of the task it is at, and how many it may still
+    begin."""
 
-    process: BaseProcess
-    pipe: Connection
+    process: BaseProcess | None = None
+    pipe: Connection | None = None
     task: int | None = None
+    left: int = 0
 
-    def begin(self, number: int | None) -> None:
-        self.task = number
-        if number is not None:
-            self.pipe.send(number)
+    def start(self, work: Callable, tasks: Sequence, team: list["_Worker"]) -> None:
+        context = multiprocessing.get_context("fork")  # what the parent has loaded is there at once
+        self.pipe, theirs = context.Pipe()
+        inherited = [worker.pipe for worker in team if worker.pipe]
+        arguments = work, tasks, theirs, inherited
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+        self.left = TASKS_OF_A_PROCESS
 
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.pipe.close()
+            self.process = self.pipe = None
 
-def _supervise(team: list[_Worker], tasks: Sequence[Task]) -> Iterator[tuple[Task, object]]:
-    """Hand out the tasks and pass on what is told, until every task is done."""
-    waiting = iter(range(len(tasks)))
-    for worker in team:
-        worker.begin(next(waiting))
-    while busy := [worker for worker in team if worker.task is not None]:
-        ready = wait([end for worker in busy for end in (worker.pipe, worker.process.sentinel)])
-        for worker in busy:
-            task = tasks[worker.task]
-            if worker.pipe in ready:
-                try:
-                    told = worker.pipe.recv()
-                except EOFError:
-                    raise _lost(worker.process, task) from None
-                if isinstance(told, BaseException):
-                    raise told
-                yield task, told
-                if told is None:
-                    worker.begin(next(waiting, None))
-            elif worker.process.sentinel in ready:
-                raise _lost(worker.process, task)
+    def hear(self, tasks: Sequence) -> object:
+        """What the process tells. Raises what went wrong there, and LostError for its death."""
+        try:
+            told = self.pipe.recv() if self.pipe.poll() else LOST
+        except EOFError:
+            told = LOST
+        if told is LOST:
+            raise _lost(self.process, tasks[self.task])
+        if isinstance(told, BaseException):
+            raise told
+        return told
 
 
 def _serve(work: Callable, tasks: Sequence, pipe: Connection, inherited: list[Connection]) -> None:

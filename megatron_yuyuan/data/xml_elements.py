@@ -7,17 +7,18 @@ from typing import BinaryIO
 from lxml import etree
 
 from megatron_yuyuan.data.cleaning import clean
-from megatron_yuyuan.data.files import open_plain_or_gzip
+from megatron_yuyuan.data.files import open_input
 from megatron_yuyuan.errors import DataError, UnsafeError
 
 CHUNK = 1 << 16
+"""Bytes parsed at a time; what is parsed and not yet freed is about as much."""
 HELD = 1 << 12
 """Bytes of a chunk looked through, from its end, for a place to cut it."""
 DECLARATION = b"<!ENTITY"
 BOM = b"\xef\xbb\xbf"
 NO_ELEMENT = (b"?>", b"->", b"]>")
-"""How XML declarations, comments and CDATA end. After anything else that ends in `>`, an XML
-declaration or a DOCTYPE is the beginning of another document."""
+"""How declarations, comments and CDATA end. After anything else that ends in `>`, an XML
+declaration or a DOCTYPE begins another document."""
 
 
 def read_elements(
@@ -28,11 +29,11 @@ def read_elements(
 
     It may be emptied once the caller goes on. No entity is expanded, no DTD and no network read.
     `name_of` names an element for the message of an error. Raises DataError (see
-    `open_plain_or_gzip`; XML not well-formed: line and the last whole element before it) and
+    `open_input`; XML not well-formed: line and the last whole element before it) and
     UnsafeError (the file declares entities).
     """
     parser, element, document, is_safe = _parser(tags), None, 1, False
-    with open_plain_or_gzip(path) as stream:
+    with open_input(path) as stream:
         for piece in _pieces(stream):
             if not is_safe and DECLARATION in piece:
                 raise _declares_entities(path)
@@ -52,7 +53,7 @@ def read_elements(
 
 
 def text_of(element: etree._Element | None) -> str:
-    """All text in an element, inline markup dropped, `clean`. Empty for None."""
+    """All text in an element, inline markup dropped, cleaned. Empty for None."""
     if element is None:
         return ""
     return clean("".join(element.itertext()) if len(element) else element.text or "")

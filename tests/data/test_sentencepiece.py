@@ -212,7 +212,7 @@ def test_a_damaged_model_is_one_error_and_no_crash(tmp_path):
         "        tokenizer.decode(tokenizer.encode('The joints ache.'))\n"
         "        print('opened')\n"
         "    except DataError as error:\n"
-        "        assert 'is not a SentencePiece model: ' in error.what, error\n"
+        "        assert 'is damaged, or no SentencePiece model' in error.what, error\n"
         "        print('refused')\n"
     )
     ended = subprocess.run(

@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 
+from megatron_yuyuan.data import workers
 from megatron_yuyuan.data.workers import run_in_processes
 from megatron_yuyuan.errors import DataError, LostError
 
@@ -27,6 +28,13 @@ def test_every_task_is_done_once_and_what_is_told_arrives():
         assert len({value for _, value in told if value and value > 1000}) <= processes
         assert os.getpid() not in {value for _, value in told}
     assert list(run_in_processes(work, [], 2)) == []
+
+
+def test_a_process_does_so_many_tasks_and_another_takes_its_place(monkeypatch):
+    monkeypatch.setattr(workers, "TASKS_OF_A_PROCESS", 3)
+    told = run_in_processes(lambda task, tell: tell(os.getpid()), list(range(20)), 2)
+    tasks_of = Counter(value for _, value in told if value)
+    assert tasks_of.total() == 20 and max(tasks_of.values()) == 3 and len(tasks_of) >= 7
 
 
 def test_the_first_error_ends_it():
@@ -61,6 +69,7 @@ def test_a_process_that_dies_is_named_with_its_task():
 
 ORPHANS = """
 import os, sys, time
+from megatron_yuyuan.data import workers
 from megatron_yuyuan.data.workers import run_in_processes
 def work(task, tell):
     tell(os.getpid())

@@ -26,7 +26,7 @@ from megatron_yuyuan.evaluate.perplexity import perplexity
 from megatron_yuyuan.model.gpt2 import GPT2, init_weights
 from megatron_yuyuan.train.optimizer import build_optimizer
 
-LENGTH, BATCH, LAYERS, WIDTH, HEADS, LEARNING_RATE = 128, 8, 4, 192, 6, 2e-3
+LENGTH, BATCH, LAYERS, WIDTH, HEADS, LEARNING_RATE = 128, 8, 4, 192, 6, 1e-3
 ORDERS = "permuted windows", "shuffled documents"
 VALIDATION = 100
 """Documents."""
@@ -93,7 +93,7 @@ def main() -> None:
     """Train with both orders for every seed, two models at a time; print the losses as a table."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("prefix", metavar="PREFIX", help="shard of texts, made with --append-eod")
-    parser.add_argument("--documents", type=int, default=200, help="to train on (default: 200)")
+    parser.add_argument("--documents", type=int, default=400, help="to train on (default: 400)")
     parser.add_argument("--epochs", type=int, default=3, help="passes over them (default: 3)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each order (default: 3)")
     options = parser.parse_args()
