@@ -14,8 +14,10 @@ validation and test by pretrain_gpt.py --split, questions here.
 """
 
 import argparse
+import multiprocessing
 import os
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import fields
@@ -24,7 +26,7 @@ from pathlib import Path
 from megatron_yuyuan.cli import ArgumentParser, run_command
 from megatron_yuyuan.data.decontamination import Decontaminator
 from megatron_yuyuan.data.encoder import CHOICES, open_encoder
-from megatron_yuyuan.data.files import AtomicFiles
+from megatron_yuyuan.data.files import AtomicFiles, hold
 from megatron_yuyuan.data.indexed_dataset import IndexedDatasetWriter, dtype_for
 from megatron_yuyuan.data.minhash import require_rensa
 from megatron_yuyuan.data.preprocess import Preparation
@@ -41,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Read the command line, write the shards, print a report. Raises YuyuanError."""
     options = _parse(args)
     tokenizer = named_tokenizer(options)
-    sources = find_sources(options.input, options.input_format)
+    sources = find_sources(options.input, options.input_format, options.skip_bad_files)
     if hold_questions(sources):
         _prepare_questions(options, sources, tokenizer)
     else:
@@ -55,38 +57,49 @@ def _prepare_texts(options, sources: list[Source], tokenizer: Tokenizer) -> None
             "texts are divided at training time, so one shard serves every division",
             "leave it out here, and give it to pretrain_gpt.py --split 949,50,1",
         )
-    started = time.monotonic()
+    started, is_task = time.monotonic(), options.num_tasks > 1
     # each worker is a process: the threads of the reference encoder would only stand in its way
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGTERM, _stop)
     encoder = open_encoder(tokenizer, options.encoder, dtype_for(tokenizer.vocab_size))
     preparations = [
         Preparation(sources, recipe, tokenizer, options.output_prefix, options.skip_bad_files)
         for recipe in _recipes(options)
     ]
-    plans = [preparation.plan() for preparation in preparations]
-    workers = options.workers or _cores()
-    with Progress(options.log_interval) as progress:
-        for preparation, units in zip(preparations, plans, strict=True):
-            own = units[options.task_index :: options.num_tasks]
-            preparation.scan(own, encoder, workers, progress)
-    if options.num_tasks > 1:
-        print(
-            f"task {options.task_index} of {options.num_tasks}: {len(own)} units of the input done"
-        )
-        print("when all tasks are: the same command without --task-index and --num-tasks")
-        return
-    with AtomicFiles() as files:
-        written = [
-            preparation.write(units, files)
-            for preparation, units in zip(preparations, plans, strict=True)
-        ]
-    shutil.rmtree(f"{options.output_prefix}.partial")
+    partial = Path(f"{options.output_prefix}.partial")
+    with hold(partial, shared=is_task):
+        plans = [preparation.plan() for preparation in preparations]
+        with Progress(options.log_interval) as progress:
+            for preparation, units in zip(preparations, plans, strict=True):
+                own = units[options.task_index :: options.num_tasks]
+                preparation.scan(own, encoder, options.workers or _cores(), progress)
+        if is_task:
+            print(f"task {options.task_index} of {options.num_tasks}: {len(own)} units are done")
+            print("when all tasks are: the same command without --task-index and --num-tasks")
+            return
+        with AtomicFiles() as files:
+            written = [
+                preparation.write(units, files)
+                for preparation, units in zip(preparations, plans, strict=True)
+            ]
+        shutil.rmtree(partial, ignore_errors=True)
     _print_inputs(sources, time.monotonic() - started, encoder.name)
     for shard in written:
         _print_report(shard.report)
         _print_shard(shard.writer)
     if not options.append_eod:
         print("note: no end of text between documents; --append-eod adds it")
+
+
+def _stop(*_) -> None:
+    """End at once: what is written counts only when it is whole."""
+    for process in multiprocessing.active_children():
+        process.kill()
+    message = (
+        "error: stopped by SIGTERM\n  why: what is scanned is kept\n  try: the same command again\n"
+    )
+    os.write(2, message.encode())
+    os._exit(75)
 
 
 def _cores() -> int:
@@ -100,7 +113,8 @@ def _recipes(options) -> list[Recipe]:
     if options.near_duplicates:
         require_rensa()
     filters = {field.name: getattr(options, field.name) for field in fields(CitationFilter)}
-    filters["languages"] = () if "any" in options.languages else tuple(options.languages)
+    languages = tuple(language.lower() for language in options.languages)
+    filters["languages"] = () if "any" in languages else languages
     decontaminator = (
         Decontaminator([Path(p) for p in options.decontaminate]) if options.decontaminate else None
     )
@@ -174,11 +188,11 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         help="documents between lines of progress, where stderr is no terminal; 0: none")  # fmt: skip
     add_tokenizer_arguments(parser)
     options = parser.parse_args(args)
-    _refuse_numbers(options)
+    _refuse_values(options)
     return options
 
 
-def _refuse_numbers(options) -> None:
+def _refuse_values(options) -> None:
     for name, least in (("workers", 0), ("log_interval", 0), ("num_tasks", 1), ("task_index", 0)):
         if getattr(options, name) < least:
             raise ConfigError(
@@ -186,6 +200,13 @@ def _refuse_numbers(options) -> None:
                 "it is a number of things",
                 f"--{name.replace('_', '-')} {least} or more",
             )
+    keys = options.json_keys
+    if len(set(keys)) < len(keys) or any("/" in key or key.startswith(".") for key in keys):
+        raise ConfigError(
+            f"json_keys: {' '.join(keys)}",
+            "each key names a shard of its own",
+            "different keys, without `/` and not beginning with `.`",
+        )
     if options.task_index >= options.num_tasks:
         raise ConfigError(
             f"task_index={options.task_index} with num_tasks={options.num_tasks}",
@@ -218,8 +239,8 @@ def _print_report(report: dict) -> None:
     print(f"dropped   {sum(dropped.values()):>12,}")
     for reason, count in dropped.items():
         print(f"          {count:>12,}  {reason}")
-    for what, seen in report.get("repaired", {}).items():
-        print(f"repaired  {seen['texts']:>12,}  {what}, first in {seen['first']}")
+    for what, seen in report.get("notes", {}).items():
+        print(f"noted     {seen['texts']:>12,}  {what}, first in {seen['first']}")
     for bad in report["bad_files"]:
         print(f"skipped   {bad['file']}: {bad['error']}")
 

@@ -25,6 +25,9 @@ class BlendedDataset:
     weights  one for each data set; None: as many as each has, so that one block is all of them
     seed     None, as for validation: the one order that is the same for every run
 
+    A block is smaller where a data set has fewer samples than its share of 10,000; then the shares are
+    rounded to whole samples of that block.
+
     An epoch ends before any data set would begin anew, at the end of a block: without weights it is
     every sample once. Raises ConfigError: a weight that gives no sample of a block.
     """

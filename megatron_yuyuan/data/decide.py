@@ -6,7 +6,7 @@ every document in all.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,15 @@ class ScannedUnit:
 
     files: UnitFiles
     description: dict
+    sources: Sequence[int]
+    """Number of the source of each of its parts."""
     first: int
     """Number of its first document."""
+
+    @property
+    def parts(self) -> Iterator[tuple[int, dict]]:
+        """(number of its source, what the scan says) of each part."""
+        return zip(self.sources, self.description["parts"], strict=True)
 
     @property
     def documents(self) -> int:
@@ -57,41 +64,46 @@ def decide(units: Sequence[ScannedUnit]) -> np.ndarray:
     for span in _spans_of_bad_files(units):
         reasons[span] = CODES[IN_BAD_FILE]
     bad = reasons == CODES[IN_BAD_FILE]
-    for records, documents in _gather(units, "identity", ~bad):
-        _keep_the_newest(records, documents, reasons)
+    for slices in _gather(units, "identity", ~bad):
+        _keep_the_newest(*_join(slices), reasons)
     for kind, reason in (("text", REPEATED), ("bands", NEAR_REPEATED)):
-        for records, documents in _gather(units, kind, reasons == 0):
-            _keep_the_first(records, documents, reasons, CODES[reason])
+        for slices in _gather(units, kind, reasons == 0):
+            # each slice first by itself: a text that is everywhere does not come together in memory
+            firsts = [_keep_the_first(*one, reasons, CODES[reason]) for one in slices]
+            _keep_the_first(*_join(firsts), reasons, CODES[reason])
     return reasons
+
+
+Slice = tuple[np.ndarray, np.ndarray]
+"""(n,) RUN records and the numbers of their documents (n,) int64."""
+
+
+def _join(slices: Iterable[Slice]) -> Slice:
+    records, documents = zip(*slices, strict=True)
+    return np.concatenate(records), np.concatenate(documents)
 
 
 def _spans_of_bad_files(units: Sequence[ScannedUnit]) -> Iterator[slice]:
     """The documents of files of which a part, maybe in another unit, could not be read."""
-    bad = {
-        part["source"] for unit in units for part in unit.description["parts"] if "error" in part
-    }
+    bad = {source for unit in units for source, part in unit.parts if "error" in part}
     for unit in units:
         first = unit.first
-        for part in unit.description["parts"]:
-            if part["source"] in bad:
+        for source, part in unit.parts:
+            if source in bad:
                 yield slice(first, first + part["documents"])
             first += part["documents"]
 
 
 def _gather(
     units: Sequence[ScannedUnit], kind: str, among: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(records, numbers of their documents) of the documents that are `among` all, a range of keys at a
-    time: all that are alike come together."""
+) -> Iterator[Iterator[Slice]]:
+    """The records of the documents that are `among` all, a range of keys at a time, and of each range a
+    slice of every sorted block: all that are alike come together."""
     runs = [run for unit in units for run in _runs(unit, kind)]
     parts = -(-sum(count for _, _, count in runs) // BLOCK)
     for part in range(parts):
         begin, end = ((p << 64) // parts for p in (part, part + 1))
-        found = [_slice(*run, kind, begin, end) for run in runs]
-        records = np.concatenate([records for records, _ in found])
-        documents = np.concatenate([documents for _, documents in found])
-        chosen = among[documents]
-        yield records[chosen], documents[chosen]
+        yield (_slice(*run, kind, begin, end, among) for run in runs)
 
 
 def _runs(unit: ScannedUnit, kind: str) -> Iterator[tuple[ScannedUnit, int, int]]:
@@ -103,14 +115,16 @@ def _runs(unit: ScannedUnit, kind: str) -> Iterator[tuple[ScannedUnit, int, int]
 
 
 def _slice(
-    unit: ScannedUnit, first: int, count: int, kind: str, begin: int, end: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The records of a block with begin <= key < end, and the numbers of their documents."""
+    unit: ScannedUnit, first: int, count: int, kind: str, begin: int, end: int, among: np.ndarray
+) -> Slice:
+    """The records of a block with begin <= key < end, of documents that are `among` all."""
     offset = first * RUN.itemsize
     block = np.memmap(unit.files.path(kind), RUN, mode="r", offset=offset, shape=(count,))
     keys = block["key"]
     records = np.array(block[bisect_left(keys, begin) : bisect_left(keys, end)])
-    return records, records["place"].astype(np.int64) + unit.first
+    documents = records["place"].astype(np.int64) + unit.first
+    chosen = among[documents]
+    return records[chosen], documents[chosen]
 
 
 def _keep_the_newest(records: np.ndarray, documents: np.ndarray, reasons: np.ndarray) -> None:
@@ -135,11 +149,13 @@ def _keep_the_newest(records: np.ndarray, documents: np.ndarray, reasons: np.nda
 
 def _keep_the_first(
     records: np.ndarray, documents: np.ndarray, reasons: np.ndarray, code: int
-) -> None:
-    """Of documents that are alike, drop all but the first."""
+) -> Slice:
+    """Of documents that are alike, drop all but the first. Returns the first ones."""
     order = np.lexsort((documents, records["check"], records["key"]))
     group = _groups(records[order])
-    _drop(documents[order[1:][group[1:] == group[:-1]]], reasons, code)
+    is_first = np.diff(group, prepend=-1) > 0
+    _drop(documents[order[~is_first]], reasons, code)
+    return records[order[is_first]], documents[order[is_first]]
 
 
 def _groups(records: np.ndarray) -> np.ndarray:

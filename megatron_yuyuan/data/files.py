@@ -1,18 +1,21 @@
 """Reading what people hand over, plain or gzip; writing files that are whole or absent."""
 
+import fcntl
 import gzip
 import hashlib
 import io
 import os
+import platform
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.errors import ConfigError, DataError
 
+HOST = re.sub(r"[^A-Za-z0-9-]", "_", platform.node())
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 """How compressed files begin."""
 
@@ -252,7 +255,40 @@ def make_folder(path: Path) -> None:
 
 
 def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    return target.with_name(f".{target.name}.{HOST}.{os.getpid()}.tmp")
+
+
+def remove_temporary(folder: Path, targets: Iterable[Path]) -> None:
+    """Remove what killed processes left in a folder under the temporary names of `targets`, or of files
+    whose names begin like one of them. Nobody may be writing these."""
+    begins = tuple(f".{target.name}" for target in targets)
+    if begins and folder.exists():
+        for file in folder.iterdir():
+            if file.name.startswith(begins) and file.name.endswith(".tmp"):
+                file.unlink(missing_ok=True)
+
+
+@contextmanager
+def hold(folder: Path, shared: bool) -> Iterator[None]:
+    """Hold a folder for this process: alone, or together with others that hold it `shared`.
+
+    Raises ConfigError where another process holds it otherwise. The system lets go of it when the
+    process ends in whatever way; on a file system without locks nothing is held.
+    """
+    make_folder(folder)
+    with open(folder / "lock", "ab") as stream:
+        os.register_at_fork(after_in_child=stream.close)  # this process holds it, not its children
+        try:
+            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder} is in use by another process",
+                "two that write the same outputs would disturb each other",
+                "wait until it ends, or another --output-prefix",
+            ) from None
+        except OSError:
+            pass
+        yield
 
 
 def _cannot_write(target: str | Path, error: OSError) -> DataError:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lxml import etree
 
 from megatron_yuyuan.data.cleaning import clean, without_notice
-from megatron_yuyuan.data.pubmed import says_retracted
+from megatron_yuyuan.data.pubmed import number_of, says_retracted
 from megatron_yuyuan.data.xml_elements import read_elements, text_of
 from megatron_yuyuan.errors import DataError
 
@@ -30,6 +30,8 @@ DROPPED_SECTIONS = frozenset({"supplementary-material", "display-objects"})
 ABSTRACT_TYPES = frozenset({None, "", "normal"})
 """Other abstracts (graphical, for editors, for patients) stand beside one of these."""
 RETRACTIONS = frozenset({"retraction", "retracted-article", "retraction-forward"})
+LONGEST = 32 << 20
+"""Bytes of one article."""
 LINE = "\x1e"
 """Ends a line in the raw text: a character that XML does not allow, so that no article has it."""
 
@@ -62,7 +64,7 @@ def read_jats(path: str | Path) -> Iterator[Article]:
     declarations). Source: https://jats.nlm.nih.gov/archiving/tag-library/1.3/
     """
     is_empty = True
-    for element in read_elements(path, ("article",), _name):
+    for element in read_elements(path, ("article",), _name, longest=LONGEST):
         is_empty = False
         yield _article(element)
     if is_empty:
@@ -82,12 +84,12 @@ def _article(element: etree._Element) -> Article:
     title = " ".join(_lines_of(element.find("front/article-meta/title-group/article-title")))
     abstracts = element.iterfind("front/article-meta/abstract")
     abstract = next((a for a in abstracts if a.get("abstract-type") in ABSTRACT_TYPES), None)
-    pmid, pmcid = ids.get("pmid", ""), ids.get("pmc") or ids.get("pmcid") or ""
+    pmcid = ids.get("pmc") or ids.get("pmcid") or ""
     related = element.iterfind("front/article-meta/related-article")
     kinds = {element.get("article-type"), *(each.get("related-article-type") for each in related)}
     return Article(
         pmcid=f"PMC{pmcid.removeprefix('PMC')}" if pmcid else "",
-        pmid=int(pmid) if pmid.isdecimal() else 0,
+        pmid=number_of(ids.get("pmid"), 1 << 40) or 0,
         title=title,
         abstract=without_notice("\n".join(_lines_of(abstract))),
         body="\n".join(_lines_of(element.find("body"))),

@@ -6,6 +6,7 @@ with and without it.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ LONGEST_LINE = 64 << 20
 JSON_DEPTH = "a line nested deeper than the JSON reader goes"
 CONTROLS = "".join(chr(code) for code in [*range(32), 127] if chr(code) not in "\t\n\r")
 """Control characters that no text needs."""
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a pair: a whole one is read as its character."""
 REMOVE_CONTROLS = dict.fromkeys(map(ord, CONTROLS))
 
 Notice = Callable[[str, int], None]
@@ -35,10 +38,19 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
     lines = (line for offset, block in _line_blocks(path) for line in _lines(block, offset))
     for number, (position, line) in enumerate(lines, start=1):
         if line.strip():
-            record = _parse(line, path, position)
-            if _has_surrogate(line, record):
+            record = _parse(line, path, position, errors="strict")
+            if rb"\u" in line and SURROGATE.search(json.dumps(record, ensure_ascii=False)):
                 raise bad_line(path, number, "half of a surrogate pair in a string")
             yield number, record
+
+
+def first_keys(path: str | Path) -> set[str]:
+    """The keys of the first line that is not blank. Raises DataError as `read_jsonl_texts`."""
+    for offset, block in _line_blocks(path):
+        for position, line in _lines(block, offset):
+            if line.strip():
+                return set(_parse(line, path, position))
+    return set()
 
 
 def read_jsonl_texts(
@@ -79,8 +91,11 @@ def _block_decoder(key: str) -> Callable[[bytes], list[str] | None]:
             texts = [record.text for record in decoder.decode_lines(block)]
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
-        if len(texts) != block.count(b"\n") + (not block.endswith(b"\n")):
-            return None  # blank lines, or objects that do not stand on a line each
+        lines = block.rstrip(b"\n")
+        if not lines.startswith(b"{") or not (
+            len(texts) - 1 == lines.count(b"\n") == lines.count(b"}\n{")
+        ):
+            return None  # not one object on every line
         controls = _controls_to_look_for(block)
         return None if any(c in text for c in controls for text in texts) else texts
 
@@ -88,11 +103,12 @@ def _block_decoder(key: str) -> Callable[[bytes], list[str] | None]:
 
 
 def _controls_to_look_for(block: bytes) -> str:
-    r"""Control characters that a block of JSON may hold: they can stand in it only as \b, \f, \u0000 to
-    \u001f and \u007f. (Or it holds `\\b`, a backslash and a letter.)"""
+    r"""Control characters that a block of JSON may hold: but for U+007F they can stand in it only as \b,
+    \f and \u0000 to \u001f. (Or it holds `\\b`, a backslash and a letter.)"""
     letters = np.frombuffer(block, np.uint8)
     escaped = set(np.unique(letters[1:][letters[:-1] == ord("\\")]).tolist())
-    if ord("u") in escaped and any(b"\\u00" + digit in block for digit in (b"0", b"1", b"7")):
+    unicode = ord("u") in escaped and any(b"\\u00" + d in block for d in (b"0", b"1", b"7"))
+    if unicode or b"\x7f" in block:
         return CONTROLS
     return "\b\f" if escaped & set(b"bf") else ""
 
@@ -125,35 +141,30 @@ def _rest_of_line(stream, path: str | Path, position: int) -> bytes:
 
 def _lines(block: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
     """(byte at which it begins, line) for every line; a line ends with a line feed alone."""
-    for line in block.split(b"\n"):
+    for line in block.removesuffix(b"\n").split(b"\n"):
         yield offset, line
         offset += len(line) + 1
 
 
 def _text_of_line(line: bytes, key: str, path: str | Path, position: int, notice: Notice) -> str:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        notice("bytes that are not UTF-8 replaced", position)
-        line = line.decode(errors="replace").encode()
     record = _parse(line, path, position)
     if key not in record or not isinstance(record[key], str):
         string_of(record, (key,), path, line_number(path, position))
     text = record[key]
-    if _has_surrogate(line, text):
-        notice("half of a surrogate pair replaced", position)
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if SURROGATE.search(text):
+        notice("bytes that are not UTF-8 or halves of surrogate pairs replaced", position)
+        text = SURROGATE.sub("\ufffd", text)
     if any(control in text for control in CONTROLS):
         notice("control characters removed", position)
         text = text.translate(REMOVE_CONTROLS)
     return text
 
 
-def _parse(line: bytes, path: str | Path, position: int) -> dict:
+def _parse(line: bytes, path: str | Path, position: int, errors: str = "surrogateescape") -> dict:
+    """The object on a line; with `surrogateescape`, bytes that are not UTF-8 are surrogates in it."""
     try:
-        record = json.loads(
-            line.decode("utf-8" if position else "utf-8-sig"), parse_constant=_refuse
-        )
+        text = line.decode("utf-8" if position else "utf-8-sig", errors)
+        record = json.loads(text, parse_constant=_refuse, parse_int=_integer)
     except RecursionError:
         raise _bad_line(path, position, JSON_DEPTH) from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
@@ -167,14 +178,8 @@ def _refuse(constant: str):
     raise ValueError(f"{constant} is no JSON")
 
 
-def _has_surrogate(line: bytes, value) -> bool:
-    if b"\\ud" not in line and b"\\uD" not in line:
-        return False
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) < 20 else float(digits)  # int refuses thousands of digits
 
 
 def string_of(record: dict, keys: tuple[str, ...], path: str | Path, number: int) -> str:

@@ -15,11 +15,11 @@ import numpy as np
 from megatron_yuyuan import __version__
 from megatron_yuyuan.data.decide import ScannedUnit, decide
 from megatron_yuyuan.data.encoder import Encoder
-from megatron_yuyuan.data.files import AtomicFiles, make_folder
+from megatron_yuyuan.data.files import AtomicFiles, make_folder, remove_temporary
 from megatron_yuyuan.data.indexed_dataset import IndexedDatasetWriter, dtype_for
 from megatron_yuyuan.data.progress import Progress
 from megatron_yuyuan.data.records import CODES, IN_BAD_FILE, REASONS, UnitFiles
-from megatron_yuyuan.data.scan import Recipe, Scanner, Unit, plan_units
+from megatron_yuyuan.data.scan import MOST_OVERLAPS, Recipe, Scanner, Unit, plan_units
 from megatron_yuyuan.data.sources import Source
 from megatron_yuyuan.data.tokenizer import Tokenizer
 from megatron_yuyuan.data.workers import run_in_processes
@@ -27,8 +27,6 @@ from megatron_yuyuan.errors import DataError
 
 DOCUMENTS = 4096
 """Copied at a time from a unit to the shard."""
-MOST_OVERLAPS = 1000
-"""Documents found in evaluation files that a report names."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,10 @@ class Preparation:
         """Scan those of the units that are not done. Raises DataError: a bad file; LostError."""
         make_folder(self.folder)
         missing = [unit for unit in units if self.done(unit) is None]
+        remove_temporary(self.folder, [UnitFiles(self.folder, u.number).path("") for u in missing])
         progress.resume(units, missing)
         scanner = Scanner(
-            self.sources, self.recipe, encoder, self.tokenizer.eod, self.folder, self.skip_bad_files
+            self.sources, self.recipe, encoder, self.tokenizer, self.folder, self.skip_bad_files
         )
         heaviest_first = sorted(missing, key=lambda unit: -unit.weight)
         for unit, documents in run_in_processes(scanner, heaviest_first, processes):
@@ -89,6 +88,7 @@ class Preparation:
                 f"dropped: {dropped or 'nothing'}",
                 "an input with text in it, other filters, or another --input-format",
             )
+        remove_temporary(Path(self.shard).parent, [Path(self.shard)])
         writer = IndexedDatasetWriter(self.shard, dtype_for(self.tokenizer.vocab_size), files)
         check_space(writer.prefix, _bytes_of_shard(scanned, reasons, writer.dtype.itemsize))
         for unit in scanned:
@@ -106,14 +106,17 @@ class Preparation:
                 "the same command for the tasks that did not end well",
             )
         for unit, description in zip(units, descriptions, strict=True):
-            scanned.append(ScannedUnit(UnitFiles(self.folder, unit.number), description, first))
+            files, sources = UnitFiles(self.folder, unit.number), [p.source for p in unit.parts]
+            scanned.append(ScannedUnit(files, description, sources, first))
             first += scanned[-1].documents
         return scanned
 
     def _describe(self, scanned: Sequence[ScannedUnit], report: dict) -> dict:
-        parts = [part for unit in scanned for part in unit.description["parts"]]
-        bad = {part["source"] for part in parts if "error" in part}
-        read = [part for part in parts if "described" in part and part["source"] not in bad]
+        parts = [part for unit in scanned for part in unit.parts]
+        bad = {source for source, part in parts if "error" in part}
+        read = [
+            part["described"] for source, part in parts if "described" in part and source not in bad
+        ]
         return {
             "kind": "text",
             "version": __version__,
@@ -121,7 +124,7 @@ class Preparation:
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
             "vocab_size": self.tokenizer.vocab_size,
             "options": self.recipe.to_dict(),
-            "sources": [part["described"] for part in read],
+            "sources": read,
             "report": report,
         }
 
@@ -140,26 +143,24 @@ def make_report(
     """What became of the documents, for people: JSON, equal for equal inputs."""
     counts = np.bincount(reasons, minlength=len(REASONS)).tolist()
     del counts[CODES[IN_BAD_FILE]]  # how many were read before the damage means nothing
-    repaired: dict[str, dict] = {}
-    for unit in scanned:
-        for what, seen in unit.description["repaired"].items():
-            first = {"texts": 0, "first": seen["first"]}
-            repaired.setdefault(what, first)["texts"] += seen["texts"]
-    overlaps = [found for unit in scanned for found in unit.description["overlaps"]]
-    bad = {
-        part["source"]: part["error"]
-        for unit in reversed(scanned)
-        for part in reversed(unit.description["parts"])
-        if "error" in part
-    }
+    parts = [part for unit in scanned for part in unit.parts]
+    bad: dict[int, str] = {}
+    for source, part in parts:
+        if "error" in part:
+            bad.setdefault(source, part["error"])
+    good = [part for source, part in parts if source not in bad]
+    notes: dict[str, dict] = {}
+    for what, seen in (item for part in good for item in part["notes"].items()):
+        first = {"texts": 0, "first": seen["first"]}
+        notes.setdefault(what, first)["texts"] += seen["texts"]
     return {
         "documents": int(sum(counts)),
         "kept": counts[0],
         "dropped": {reason: n for reason, n in zip(REASONS[1:-1], counts[1:], strict=True) if n},
-        "repaired": repaired,
-        "overlaps": overlaps[:MOST_OVERLAPS],
+        "notes": notes,
+        "overlaps": [found for part in good for found in part["overlaps"]][:MOST_OVERLAPS],
         "bad_files": [
-            {"file": sources[number].path.name, "error": bad[number]} for number in sorted(bad)
+            {"file": str(sources[number].path), "error": bad[number]} for number in sorted(bad)
         ],
     }
 

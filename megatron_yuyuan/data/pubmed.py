@@ -159,14 +159,16 @@ def _pmid(element: etree._Element | None) -> tuple[int, int]:
     """PMID and version."""
     if element is None:
         return 0, 1
-    return _number(element.text, 0), _number(element.get("Version"), 1)
+    return number_of(element.text, 1 << 40) or 0, number_of(element.get("Version"), 1 << 31) or 1
 
 
-def _number(text: str | None, otherwise: int) -> int:
+def number_of(text: str | None, below: int) -> int | None:
+    """The number that a text is, or None where it is none from 0 to `below`."""
     try:
-        return int(text)
-    except (TypeError, ValueError):  # nothing, or no number
-        return otherwise
+        number = int(text)
+    except (TypeError, ValueError):  # nothing, no number, or thousands of digits
+        return None
+    return number if 0 <= number < below else None
 
 
 def _title(text: str) -> str:

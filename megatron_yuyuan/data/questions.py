@@ -28,11 +28,7 @@ def write_questions(
     """Write PREFIX_{train,valid,test}_qa_document and .jsonl, or PREFIX_qa_document; returns the shards
     and a report as `make_report` makes it. Raises DataError: a bad file, no pair at all."""
     dropped, bad = Counter(), {}
-
-    def skip(source: Source, error: DataError) -> None:
-        bad[source] = error.what
-
-    pairs = list(read_questions(sources, dropped, skip if skip_bad_files else None))
+    pairs = list(read_questions(sources, dropped, bad if skip_bad_files else None))
     if not pairs:
         raise DataError(
             f"no question with an answer in {sources[0].path} and the other inputs",
@@ -43,7 +39,7 @@ def write_questions(
         "documents": len(pairs) + dropped.total(),
         "kept": len(pairs),
         "dropped": dict(sorted(dropped.items())),
-        "bad_files": [{"file": source.path.name, "error": bad[source]} for source in bad],
+        "bad_files": [{"file": str(source.path), "error": bad[source]} for source in bad],
     }
     description = {
         "kind": "qa",

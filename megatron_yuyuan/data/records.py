@@ -98,11 +98,6 @@ class UnitFiles:
             return None
         return done if whole else None
 
-    def clear(self) -> None:
-        """Remove what a killed process left under temporary names."""
-        for file in self.folder.glob(f".{self.number:06d}.*.tmp"):
-            file.unlink(missing_ok=True)
-
 
 class UnitWriter:
     """Writes the files of one unit."""

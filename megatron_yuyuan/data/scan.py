@@ -6,9 +6,10 @@ ids wait on disk until it is known, from the records of all units, which documen
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice, pairwise
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +29,17 @@ from megatron_yuyuan.data.records import (
     UnitWriter,
 )
 from megatron_yuyuan.data.sources import Document, Source
+from megatron_yuyuan.data.tokenizer_base import Tokenizer
 from megatron_yuyuan.errors import DataError, UnsafeError
 
 VERSION = 1
 """Of what is kept and how it is recorded. Another one makes every unit again."""
 UNIT_BYTES = 16 << 20
 """Of input in a unit, about; a compressed file counts four times its size."""
-BATCH = 1000
-"""Documents encoded at a time."""
+BATCH, BATCH_LETTERS = 1000, 8 << 20
+"""Documents, and characters about, that are encoded at a time."""
 MOST_OVERLAPS = 1000
-"""Documents found in evaluation files that a unit names; the others are only counted."""
+"""Documents found in evaluation files that are named; the others are only counted."""
 
 
 @dataclass(frozen=True)
@@ -157,83 +159,90 @@ class Scanner:
     sources: Sequence[Source]
     recipe: Recipe
     encoder: Encoder
-    eod: int
+    tokenizer: Tokenizer
     folder: Path
     skip_bad_files: bool
 
     def __call__(self, unit: Unit, tell: Callable[[int], None]) -> None:
         """Write the files of a unit; `tell` hears how many documents are read. Raises DataError."""
-        files = UnitFiles(self.folder, unit.number)
-        files.clear()
         with AtomicFiles() as atomic:
-            scan = _UnitScan(self, UnitWriter(files, atomic), tell)
-            parts = [scan.part(part) for part in unit.parts]
-            scan.writer.finish(
-                {
-                    "fingerprint": unit.fingerprint,
-                    "parts": parts,
-                    "repaired": scan.repaired,
-                    "overlaps": scan.overlaps,
-                }
-            )
+            writer = UnitWriter(UnitFiles(self.folder, unit.number), atomic)
+            parts = _UnitScan(self, unit, writer).run(tell)
+            writer.finish({"fingerprint": unit.fingerprint, "parts": parts})
 
 
 class _UnitScan:
     """The scan of one unit as it goes on."""
 
-    def __init__(self, scanner: Scanner, writer: UnitWriter, tell: Callable[[int], None]):
-        self.scanner, self.recipe, self.writer, self.tell = scanner, scanner.recipe, writer, tell
-        self.repaired: dict[str, dict] = {}
-        """What was repaired -> {"texts": count, "first": place}."""
-        self.overlaps: list[dict] = []
+    def __init__(self, scanner: Scanner, unit: Unit, writer: UnitWriter):
+        self.scanner, self.recipe, self.writer = scanner, scanner.recipe, writer
+        self.unit = unit
+        self.parts = [{"documents": 0, "notes": {}, "overlaps": []} for _ in unit.parts]
+        """Of each part what was read of it, what there is to note, and its error if the file is bad."""
 
-    def part(self, part: Part) -> dict:
-        """Read one part. Returns what was read, and the error of a file that is bad."""
-        source, before = self.scanner.sources[part.source], self.writer.documents
-        done = {"source": part.source}
+    def run(self, tell: Callable[[int], None]) -> list[dict]:
+        """Read, encode and record all documents; batches go on from one file to the next."""
+        documents = (pair for number in range(len(self.parts)) for pair in self._read(number))
+        for batch in _batches(documents):
+            self._add(batch)
+            tell(len(batch))
+        return self.parts
+
+    def _read(self, number: int) -> Iterator[tuple[int, Document]]:
+        """(number, document) of one part; a bad file ends it early."""
+        part, done = self.unit.parts[number], self.parts[number]
+        source = self.scanner.sources[part.source]
+        note = partial(self._note, number)
         try:
             if part.span is None or part.span[0] == 0:
                 done["described"] = describe_source(source.path)
-            documents = source.documents(
-                self.recipe.key, self.recipe.wanted, part.span, self._notice_of(source)
-            )
-            while batch := list(islice(documents, BATCH)):
-                self._add(batch, source)
-                self.tell(len(batch))
+            documents = source.documents(self.recipe.key, self.recipe.wanted, part.span, note)
         except (DataError, UnsafeError) as error:
-            if not self.scanner.skip_bad_files:
-                raise
-            done["error"] = error.what
-        return done | {"documents": self.writer.documents - before}
+            self._end(done, error)
+            return
+        while True:
+            try:
+                document = next(documents, None)
+            except (DataError, UnsafeError) as error:
+                self._end(done, error)
+                return
+            if document is None:
+                return
+            done["documents"] += 1
+            yield number, document
 
-    def _notice_of(self, source: Source) -> Callable[[str, int], None]:
-        def notice(what: str, position: int) -> None:
-            first = {"texts": 0, "first": f"{source.path.name}, byte {position}"}
-            self.repaired.setdefault(what, first)["texts"] += 1
+    def _end(self, done: dict, error: DataError | UnsafeError) -> None:
+        if not self.scanner.skip_bad_files:
+            raise error
+        done["error"] = error.what
 
-        return notice
+    def _note(self, number: int, what: str, position: int) -> None:
+        """Count a text, and keep the place of the first."""
+        source = self.scanner.sources[self.unit.parts[number].source]
+        first = {"texts": 0, "first": f"{source.path.name}, byte {position}"}
+        self.parts[number]["notes"].setdefault(what, first)["texts"] += 1
 
-    def _add(self, batch: list[Document], source: Source) -> None:
+    def _add(self, batch: list[tuple[int, Document]]) -> None:
         """Encode and record a batch of documents."""
-        first = self.writer.documents
-        reasons = np.array([CODES[document.reason] for document in batch], np.uint8)
-        self._record_identities(batch, first)
-        if self.recipe.decontaminator:
-            self._decontaminate(batch, reasons, source)
+        first, documents = self.writer.documents, [document for _, document in batch]
+        reasons = np.array([CODES[document.reason] for document in documents], np.uint8)
+        self._record_identities(documents, first)
+        self._look_at_texts(batch, reasons)
         chosen = np.flatnonzero(reasons == 0)
-        texts = [batch[index].text for index in chosen]
+        texts = [documents[index].text for index in chosen]
         ids, lengths = self.scanner.encoder.encode(texts)
-        empty = lengths == 0
-        reasons[chosen[empty]] = CODES[NO_TOKEN]
+        has_tokens = lengths > 0
+        reasons[chosen[~has_tokens]] = CODES[NO_TOKEN]
         if self.recipe.append_eod:
-            ids = np.insert(ids, np.cumsum(lengths)[~empty], self.scanner.eod)
-            lengths = lengths + ~empty
+            ids = np.insert(ids, np.cumsum(lengths)[has_tokens], self.scanner.tokenizer.eod)
+            lengths = lengths + has_tokens
         tokens = np.zeros(len(batch), np.int64)
         tokens[chosen] = lengths
-        self._record_texts([text for text in texts if text], first + chosen[~empty])
+        texts = [text for text, has in zip(texts, has_tokens, strict=True) if has]
+        self._record_texts(texts, first + chosen[has_tokens])
         self.writer.add(ids, tokens, reasons)
 
-    def _record_identities(self, batch: list[Document], first: int) -> None:
+    def _record_identities(self, documents: list[Document], first: int) -> None:
         known = [
             (
                 mix(d.identity),
@@ -241,28 +250,48 @@ class _UnitScan:
                 first + place,
                 2 * d.version + (d.reason == DELETION_NOTICE),
             )
-            for place, d in enumerate(batch)
+            for place, d in enumerate(documents)
             if d.identity
         ]
         if known:
             self.writer.runs["identity"].add(*np.array(known, np.uint64).T)
 
     def _record_texts(self, texts: list[str], places: np.ndarray) -> None:
-        if not texts or self.recipe.keep_duplicates:
-            return
-        digests = b"".join(hashlib.sha256(text.encode()).digest() for text in texts)
-        keys = np.frombuffer(digests, "<u8").reshape(-1, 4)  # the first 16 bytes of each are enough
-        self.writer.runs["text"].add(keys[:, 0], keys[:, 1], places)
-        if self.recipe.near_duplicates:
+        if texts and not self.recipe.keep_duplicates:
+            digests = b"".join(hashlib.sha256(text.encode()).digest() for text in texts)
+            keys = np.frombuffer(digests, "<u8").reshape(-1, 4)  # 16 bytes of each are enough
+            self.writer.runs["text"].add(keys[:, 0], keys[:, 1], places)
+        if texts and self.recipe.near_duplicates:
             bands = minhash_bands(texts)
             number = np.broadcast_to(np.arange(bands.shape[1]), bands.shape)
             place = np.broadcast_to(places[:, None], bands.shape)
             self.writer.runs["bands"].add(bands.ravel(), number.ravel(), place.ravel())
 
-    def _decontaminate(self, batch: list[Document], reasons: np.ndarray, source: Source) -> None:
+    def _look_at_texts(self, batch: list[tuple[int, Document]], reasons: np.ndarray) -> None:
+        """Drop what stands in an evaluation file; count what looks like the end of a text."""
+        against, end_of_text = self.recipe.decontaminator, self.scanner.tokenizer.end_of_text
         for place in np.flatnonzero(reasons == 0):
-            if found := self.recipe.decontaminator.overlap(batch[place].text):
+            number, document = batch[place]
+            name = f"{self.scanner.sources[self.unit.parts[number].source].path.name}, "
+            name += document.name or repr(document.text[:60])
+            if end_of_text in document.text:
+                first = {"texts": 0, "first": name}
+                what = f"{end_of_text} encoded as ordinary characters"
+                self.parts[number]["notes"].setdefault(what, first)["texts"] += 1
+            if against and (found := against.overlap(document.text)):
                 reasons[place] = CODES[IN_EVALUATION]
-                if len(self.overlaps) < MOST_OVERLAPS:
-                    name = batch[place].name or f"text {self.writer.documents + int(place)}"
-                    self.overlaps.append({"document": f"{source.path.name}, {name}", "in": found})
+                if len(self.parts[number]["overlaps"]) < MOST_OVERLAPS:
+                    self.parts[number]["overlaps"].append({"document": name, "in": found})
+
+
+def _batches(documents: Iterator[tuple[int, Document]]) -> Iterator[list[tuple[int, Document]]]:
+    """The documents, at most BATCH and about BATCH_LETTERS characters at a time."""
+    batch, letters = [], 0
+    for pair in documents:
+        batch.append(pair)
+        letters += len(pair[1].text)
+        if len(batch) == BATCH or letters > BATCH_LETTERS:
+            yield batch
+            batch, letters = [], 0
+    if batch:
+        yield batch

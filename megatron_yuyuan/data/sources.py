@@ -3,24 +3,26 @@
 import re
 from argparse import ArgumentParser
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from megatron_yuyuan.data.cleaning import read_plain_text
-from megatron_yuyuan.data.files import open_input
+from megatron_yuyuan.data.files import describe_source, open_input
 from megatron_yuyuan.data.jats import read_jats
-from megatron_yuyuan.data.jsonl import Notice, read_json_lines, read_jsonl_texts
+from megatron_yuyuan.data.jsonl import Notice, first_keys, read_jsonl_texts
 from megatron_yuyuan.data.medquad import QuestionAnswer, drop_repeats, read_medquad, read_qa_jsonl
-from megatron_yuyuan.data.pubmed import RETRACTED, CitationFilter, read_pubmed
+from megatron_yuyuan.data.pubmed import RETRACTED, CitationFilter, number_of, read_pubmed
 from megatron_yuyuan.data.records import DELETION_NOTICE
-from megatron_yuyuan.errors import ConfigError, DataError
+from megatron_yuyuan.errors import ConfigError, DataError, UnsafeError
 
 TEXT_FORMATS = ("pubmed-xml", "jats-xml", "jsonl", "text")
 QA_FORMATS = ("medquad-xml", "qa-jsonl")
 FORMATS = ("auto", *TEXT_FORMATS, *QA_FORMATS)
+UNKNOWN = "unknown"
+"""Format of a bad file."""
 SUFFIXES = (".xml", ".nxml", ".jsonl", ".gz", ".zst")
 """Files looked at in a folder: no .json, which our shards and tokenizers have beside them, and no .txt,
 which may be a note about the others. A file named on the command line may be called anything."""
@@ -59,6 +61,8 @@ class Source:
 
     path: Path
     format: str
+    error: DataError | UnsafeError | None = None
+    """Why its format is not known; raised by who reads it."""
 
     def documents(
         self,
@@ -71,6 +75,8 @@ class Source:
 
         `key` and `span` are for JSONL (see `read_jsonl_texts`), `wanted` is for PubMed and PMC.
         """
+        if self.error:
+            raise self.error
         if self.format == "jsonl":
             return map(Document, read_jsonl_texts(self.path, key, span, notice))
         if self.format == "text":
@@ -84,8 +90,8 @@ class Source:
         wanted = wanted or CitationFilter()
         if self.format == "jats-xml":
             for article in read_jats(self.path):
-                number = article.pmcid.removeprefix("PMC")
-                identity = PMC + int(number) if number.isdecimal() else 0
+                number = number_of(article.pmcid.removeprefix("PMC"), PMC)
+                identity = 0 if number is None else PMC + number
                 is_dropped = article.retracted and not wanted.keep_retracted
                 yield Document(article.text, identity, 1, RETRACTED if is_dropped else "")
             return
@@ -96,6 +102,8 @@ class Source:
 
     def questions(self, dropped: Counter) -> Iterator[QuestionAnswer]:
         """Its questions and answers."""
+        if self.error:
+            raise self.error
         return (
             read_medquad(self.path, dropped)
             if self.format == "medquad-xml"
@@ -113,20 +121,27 @@ def add_input_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def find_sources(inputs: Sequence[str], input_format: str = "auto") -> list[Source]:
+def find_sources(
+    inputs: Sequence[str], input_format: str = "auto", skip_bad_files: bool = False
+) -> list[Source]:
     """The files of `inputs`, folders searched and sorted, each with its format (by content for
     `auto`).
 
     PubMed's own files stand in the order of their numbers, after whatever else there is: a later one
     corrects an earlier one, also if they lie in folders called baseline and updatefiles. Raises
-    DataError: nothing there, unknown content.
+    DataError: nothing there, unknown content; with `skip_bad_files` the latter waits in the source.
     """
     suffixes = TEXT_SUFFIXES if input_format == "text" else SUFFIXES
     files = [file for given in inputs for file in _files_of(Path(given), suffixes)]
-    sources = [
-        Source(file, detect_format(file) if input_format == "auto" else input_format)
-        for file in files
-    ]
+    sources = []
+    for file in files:
+        try:
+            name = detect_format(file) if input_format == "auto" else input_format
+            sources.append(Source(file, name))
+        except (DataError, UnsafeError) as error:
+            if not skip_bad_files:
+                raise
+            sources.append(Source(file, UNKNOWN, error))
     return sorted(sources, key=_pubmed_number)
 
 
@@ -137,7 +152,8 @@ def _pubmed_number(source: Source) -> tuple[int, ...]:
 
 def hold_questions(sources: Sequence[Source]) -> bool:
     """True for questions with answers, False for texts. Raises ConfigError where there are both."""
-    kinds = {source.format in QA_FORMATS: source for source in sources}
+    known = [source for source in sources if source.format != UNKNOWN]
+    kinds = {source.format in QA_FORMATS: source for source in known}
     if len(kinds) == 2:
         raise ConfigError(
             f"{kinds[False].path} holds texts, {kinds[True].path} questions with answers",
@@ -157,24 +173,23 @@ def read_texts(sources: Sequence[Source], key: str, dropped: Counter) -> Iterato
 
 
 def read_questions(
-    sources: Sequence[Source],
-    dropped: Counter,
-    on_error: Callable[[Source, DataError], None] | None = None,
+    sources: Sequence[Source], dropped: Counter, bad: dict[Source, str] | None = None
 ) -> Iterator[QuestionAnswer]:
     """All questions of the sources, in order, no exact repeats; `dropped` counts the others.
 
-    With `on_error`, a file that cannot be read whole gives nothing, and `on_error` hears of it.
+    With `bad`, a file that cannot be read whole gives nothing, and its error is put there.
     """
 
     def pairs():
         for source in sources:
             own = Counter()
             try:
+                describe_source(source.path)  # is it what its .md5 says?
                 found = list(source.questions(own))
-            except DataError as error:
-                if on_error is None:
+            except (DataError, UnsafeError) as error:
+                if bad is None:
                     raise
-                on_error(source, error)
+                bad[source] = error.what
             else:
                 dropped.update(own)
                 yield from found
@@ -190,8 +205,8 @@ def detect_format(path: Path) -> str:
         if element := FIRST_ELEMENT.search(head):
             return ("pubmed-xml", "jats-xml", "medquad-xml")[element.lastindex - 1]
     elif head.startswith(b"{"):
-        _, record = next(read_json_lines(path))
-        return "qa-jsonl" if {"question", "answer"} <= {key.lower() for key in record} else "jsonl"
+        keys = {key.lower() for key in first_keys(path)}
+        return "qa-jsonl" if {"question", "answer"} <= keys else "jsonl"
     elif path.suffixes[-1:] == [".txt"] or path.suffixes[-2:-1] == [".txt"]:
         return "text"
     raise DataError(
@@ -203,11 +218,14 @@ def detect_format(path: Path) -> str:
 
 def _files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if not path.is_dir():
-        return [path]
+        with open_input(path):  # a path that is not there is no bad file to go on without
+            return [path]
     files = sorted(
         file
         for file in path.rglob("*")
-        if file.suffix in suffixes and file.is_file() and not file.name.startswith(".")
+        if file.suffix in suffixes
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
     if not files:
         raise DataError(

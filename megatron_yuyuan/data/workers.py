@@ -38,8 +38,7 @@ def run_in_processes(
             if worker.process is None or worker.left == 0:
                 worker.end()
                 worker.start(work, tasks, team)
-            worker.left -= 1
-            worker.pipe.send(worker.task)
+            worker.begin(tasks)
 
     try:
         for worker in team:
@@ -84,11 +83,19 @@ class _Worker:
             self.pipe.close()
             self.process = self.pipe = None
 
+    def begin(self, tasks: Sequence) -> None:
+        """Hand the process its next task. Raises LostError."""
+        self.left -= 1
+        try:
+            self.pipe.send(self.task)
+        except OSError:
+            raise _lost(self.process, tasks[self.task]) from None
+
     def hear(self, tasks: Sequence) -> object:
         """What the process tells. Raises what went wrong there, and LostError for its death."""
         try:
             told = self.pipe.recv() if self.pipe.poll() else LOST
-        except EOFError:
+        except (EOFError, OSError):
             told = LOST
         if told is LOST:
             raise _lost(self.process, tasks[self.task])
@@ -100,6 +107,7 @@ class _Worker:
 def _serve(work: Callable, tasks: Sequence, pipe: Connection, inherited: list[Connection]) -> None:
     """One process: do what is asked until the pipe closes, as it does when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for connection in inherited:
         connection.close()
     try:

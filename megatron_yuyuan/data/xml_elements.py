@@ -14,6 +14,8 @@ CHUNK = 1 << 16
 """Bytes parsed at a time; what is parsed and not yet freed is about as much."""
 HELD = 1 << 12
 """Bytes of a chunk looked through, from its end, for a place to cut it."""
+LONGEST = 8 << 20
+"""Bytes from one whole record to the next. What is parsed takes up to thirty times as much memory."""
 DECLARATION = b"<!ENTITY"
 BOM = b"\xef\xbb\xbf"
 NO_ELEMENT = (b"?>", b"->", b"]>")
@@ -22,7 +24,10 @@ declaration or a DOCTYPE begins another document."""
 
 
 def read_elements(
-    path: str | Path, tags: tuple[str, ...], name_of: Callable[[etree._Element], str]
+    path: str | Path,
+    tags: tuple[str, ...],
+    name_of: Callable[[etree._Element], str],
+    longest: int = LONGEST,
 ) -> Iterator[etree._Element]:
     """Yield every element named in `tags`, whole, wherever it stands, of every document in a file
     in which several were put one after another.
@@ -30,15 +35,16 @@ def read_elements(
     It may be emptied once the caller goes on. No entity is expanded, no DTD and no network read.
     `name_of` names an element for the message of an error. Raises DataError (see
     `open_input`; XML not well-formed: line and the last whole element before it) and
-    UnsafeError (the file declares entities).
+    UnsafeError (the file declares entities, or has `longest` bytes without an element that ends).
     """
-    parser, element, document, is_safe = _parser(tags), None, 1, False
+    parser, element, document, is_safe, without = _parser(tags), None, 1, False, 0
     with open_input(path) as stream:
         for piece in _pieces(stream):
             if not is_safe and DECLARATION in piece:
                 raise _declares_entities(path)
-            failure = _feed(parser, piece)
+            failure, without = _feed(parser, piece), without + len(piece)
             for _, element in parser.read_events():
+                without = 0
                 if not is_safe:
                     _refuse_entities(path, element)  # in UTF-16 the search above is blind
                     is_safe = True
@@ -46,6 +52,8 @@ def read_elements(
             if failure is not None:
                 last = "none" if element is None else name_of(element)
                 raise _malformed(path, document, failure, last)
+            if without > longest:
+                raise _too_long(path, longest)
             if element is not None:
                 _free_before(element)
             if not piece:
@@ -144,6 +152,14 @@ def _declares_entities(path: str | Path) -> UnsafeError:
         f"{path} declares XML entities",
         "entities can read local files or grow without bound",
         "PubMed, PMC and MedQuAD files declare none; remove the declaration if you trust the file",
+    )
+
+
+def _too_long(path: str | Path, longest: int) -> UnsafeError:
+    return UnsafeError(
+        f"{path}: {longest >> 20} MB of XML without the end of a record",
+        "it would be held in memory as a whole",
+        "a file of the format it is read as: --input-format, or look into it",
     )
 
 

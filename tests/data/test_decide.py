@@ -43,13 +43,9 @@ def unit(folder, number, first, documents, parts=None) -> ScannedUnit:
         ]
         empty = np.zeros(len(documents))
         writer.add(np.zeros(0, np.uint16), empty, np.array(reason))
-        writer.finish(
-            {
-                "fingerprint": "f",
-                "parts": parts or [{"source": number, "documents": len(documents)}],
-            }
-        )
-    return ScannedUnit(files, files.done("f"), first)
+        parts = parts or [(number, {"documents": len(documents)})]
+        writer.finish({"fingerprint": "f", "parts": [part for _, part in parts]})
+    return ScannedUnit(files, files.done("f"), [source for source, _ in parts], first)
 
 
 def reasons(folder, *units) -> list[str]:
@@ -116,15 +112,27 @@ def test_near_repeats_share_a_band_in_the_same_place(tmp_path):
 
 
 def test_a_file_that_is_bad_in_one_unit_gives_nothing_in_any(tmp_path):
-    bad, good = {"source": 0, "documents": 2}, {"source": 1, "documents": 1}
+    begin, end, good = {"documents": 2}, {"documents": 2, "error": "cut"}, {"documents": 1}
+    documents = [{"text": 2}, {"text": 3}, {"pmid": 1}]
     units = [
-        unit(tmp_path, 0, 0, [{"pmid": 1, "version": 9}, {"text": 1}], [bad]),
-        unit(
-            tmp_path, 1, 2, [{"text": 2}, {"text": 3}, {"pmid": 1}], [bad | {"error": "cut"}, good]
-        ),
+        unit(tmp_path, 0, 0, [{"pmid": 1, "version": 9}, {"text": 1}], [(0, begin)]),
+        unit(tmp_path, 1, 2, documents, [(0, end), (1, good)]),
     ]
     codes = decide(units)
     assert [REASONS[code] for code in codes] == [*[IN_BAD_FILE] * 4, ""]
+
+
+def test_a_text_that_is_everywhere_takes_no_more_memory(tmp_path, monkeypatch):
+    """Records come together a block at a time, also if all are alike."""
+    monkeypatch.setattr(decide_module, "BLOCK", 64)
+    joined, join = [], decide_module._join
+    monkeypatch.setattr(
+        decide_module, "_join", lambda slices: joined.append(join(slices)) or joined[-1]
+    )
+    units = [[{"text": 1}] * 50 for _ in range(20)]
+    found = reasons(tmp_path, *units)
+    assert found == ["", *[REPEATED] * 999]
+    assert max(len(records) for records, _ in joined) <= 20
 
 
 def expected_reasons(documents) -> list[str]:

@@ -77,8 +77,7 @@ def test_what_is_no_text_is_repaired_and_told(tmp_path, library):
         "math \\beta",
     ]
     assert repaired == {
-        "bytes that are not UTF-8 replaced": [starts[1]],
-        "half of a surrogate pair replaced": [starts[2]],
+        "bytes that are not UTF-8 or halves of surrogate pairs replaced": starts[1:3],
         "control characters removed": [starts[3]],
     }
 
@@ -105,6 +104,82 @@ def test_a_bad_line_is_named(tmp_path, library, monkeypatch, line):
         read(tmp_path, content)
     assert BAD[line] in error.value.what
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+PIECES = [
+    *(
+        b"{",
+        b"}",
+        b'"',
+        b"[",
+        b"]",
+        b":",
+        b",",
+        b"\\",
+        b"\n",
+        b"\r\n",
+        b" ",
+        b"\n\n",
+        b"0",
+        b"null",
+    ),
+    *(
+        b'{"text": "a"}',
+        b'{"text":\n"b"}',
+        b'"x": ',
+        b'"text": ',
+        b"\\ud800",
+        b"\\ud83d\\ude00",
+        b"\xff",
+    ),
+    *(
+        b"\\u0000",
+        b"\x7f",
+        b"\x00",
+        b"\\b",
+        b"\\\\b",
+        b"\xc3\xa9",
+        b"NaN",
+        b"1e999",
+        b"9" * 5000,
+        b"\xef\xbb\xbf",
+    ),
+    *(b"[" * 400, b"[" * 5000, b"\\u00e9", b"\\x", b"-", b"true"),
+]
+
+
+def outcome(tmp_path, content):
+    """(texts, repairs), or the message."""
+    try:
+        return read(tmp_path, content)
+    except DataError as error:
+        return error.what
+
+
+def test_both_libraries_read_the_same(tmp_path, monkeypatch):
+    """Lines put together and damaged at random: texts, repairs and messages are equal."""
+    pytest.importorskip("msgspec")
+    draw, contents = random.Random(5), []
+    for _ in range(3000):
+        lines = [b'{"id": 1, "text": "Gout ' + draw.choice(PIECES) + b'"}' for _ in range(3)]
+        if draw.random() < 0.6:
+            lines.insert(draw.randrange(4), b"".join(draw.choices(PIECES, k=draw.randrange(1, 6))))
+        content = b"\n".join(lines) + b"\n" * draw.randrange(3)
+        place = draw.randrange(len(content))
+        contents.append(content[:place] + draw.choice([b"", *PIECES]) + content[place:])
+    fast = [outcome(tmp_path, content) for content in contents]
+    monkeypatch.setattr(jsonl, "_block_decoder", lambda key: lambda block: None)
+    careful = [outcome(tmp_path, content) for content in contents]
+    for content, one, other in zip(contents, fast, careful, strict=True):
+        assert one == other, content
+    assert sum(isinstance(each, str) for each in fast) > 500  # refused
+    assert sum(not isinstance(each, str) and bool(each[1]) for each in fast) > 100  # repaired
+
+
+def test_numbers_of_lines_go_on_across_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "BLOCK", 64)
+    (tmp_path / "in.jsonl").write_bytes(b'{"a": 1}\n' * 100)
+    assert [number for number, _ in read_json_lines(tmp_path / "in.jsonl")] == list(range(1, 101))
 
 
 def test_a_line_without_end_is_refused_in_bounded_memory(tmp_path, library, monkeypatch):

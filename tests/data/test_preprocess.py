@@ -20,7 +20,7 @@ from megatron_yuyuan.data.progress import Progress
 from megatron_yuyuan.data.scan import Recipe
 from megatron_yuyuan.data.sources import find_sources
 from megatron_yuyuan.data.tokenizer import train_bpe
-from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.errors import DataError, UnsafeError
 
 WORDS = "gout water fever plague insulin artery kidney iron zinc bone skin lung heart nerve".split()
 
@@ -59,9 +59,8 @@ DEFAULT = Recipe(append_eod=True)
 
 def make(inputs, prefix, tokenizer, recipe=DEFAULT, workers=2, skip_bad_files=False):
     """Preprocess as the command does. Returns (shard, report)."""
-    preparation = Preparation(
-        find_sources(list(map(str, inputs))), recipe, tokenizer, str(prefix), skip_bad_files
-    )
+    sources = find_sources(list(map(str, inputs)), skip_bad_files=skip_bad_files)
+    preparation = Preparation(sources, recipe, tokenizer, str(prefix), skip_bad_files)
     units = preparation.plan()
     with Progress(0) as progress:
         preparation.scan(units, open_encoder(tokenizer, "auto", np.dtype("<u2")), workers, progress)
@@ -118,7 +117,7 @@ def test_what_is_kept_stands_in_the_order_of_the_input(tmp_path, inputs, tokeniz
         "an older version": 1,
         "no text": 1,
     }
-    assert report["repaired"]["half of a surrogate pair replaced"]["texts"] == 1
+    assert [seen["texts"] for seen in report["notes"].values()] == [1]
     assert shard.meta["report"] == report and shard.meta["options"]["languages"] == ["eng"]
     names = [source["file"] for source in shard.meta["sources"]]
     assert names == ["a.jsonl", "pubmed26n0001.xml", "pubmed26n0002.xml.gz"]
@@ -187,7 +186,8 @@ def test_texts_of_an_evaluation_are_found_counted_and_named(tmp_path, tokenizer)
     recipe = Recipe(append_eod=True, decontaminator=Decontaminator([tmp_path / "test.json"]))
     shard, report = make([tmp_path / "a.jsonl"], tmp_path / "a", tokenizer, recipe)
     assert report["dropped"] == {"in an evaluation file": 3} and shard.num_documents == 97
-    assert [found["in"] for found in report["overlaps"]] == ["test.json"] * 3
+    names = [f"a.jsonl, {f'Before. {line[10:]}'[:60]!r}" for line in planted]
+    assert report["overlaps"] == [{"document": name, "in": "test.json"} for name in names]
     assert shard.meta["options"]["decontaminate"]["files"] == ["test.json"]
 
 
@@ -204,7 +204,7 @@ def test_a_bad_file_ends_it_or_is_left_out_whole(tmp_path, inputs, tokenizer):
     ]
     shard, report = make(inputs, tmp_path / "out", tokenizer, skip_bad_files=True)
     assert (
-        report["bad_files"][0]["file"] == "b.jsonl" and "line 61" in report["bad_files"][0]["error"]
+        report["bad_files"][0]["file"] == str(bad) and "line 61" in report["bad_files"][0]["error"]
     )
     assert report["kept"] == 120 and report["documents"] == 124
     assert bytes_of(shard)[:2] == good[:2]
@@ -213,6 +213,106 @@ def test_a_bad_file_ends_it_or_is_left_out_whole(tmp_path, inputs, tokenizer):
         make(inputs, tmp_path / "out", tokenizer)
     bad.write_text("\n".join(lines))
     assert make(inputs, tmp_path / "out", tokenizer)[0].num_documents == shard.num_documents + 60
+
+
+def test_files_that_are_bad_from_their_first_byte_are_left_out_too(tmp_path, inputs, tokenizer):
+    good = bytes_of(make(inputs, tmp_path / "good", tokenizer)[0])
+    whole = (inputs[0] / "zbaseline" / "pubmed26n0001.xml").read_bytes()
+    contents = {
+        "empty.xml.gz": b"",
+        "cut.xml.gz": gzip.compress(whole)[:40],
+        "html.xml.gz": b"<html><p>Service unavailable</p></html>",
+        "line.jsonl": b'{"text": \n',
+        "unsafe.xml": b'<!DOCTYPE a [<!ENTITY b "c">]><a>' + whole[17:],
+        "other.xml": whole,
+    }
+    for name, content in contents.items():
+        (inputs[0] / name).write_bytes(content)
+    (inputs[0] / "other.xml.md5").write_text("0" * 32)
+    shard, report = make(inputs, tmp_path / "out", tokenizer, skip_bad_files=True)
+    assert {Path(entry["file"]).name for entry in report["bad_files"]} == contents.keys()
+    assert bytes_of(shard)[:2] == good[:2]
+    for name in contents:
+        with pytest.raises((DataError, UnsafeError)):
+            make([inputs[0] / name], tmp_path / "alone", tokenizer)
+    with pytest.raises(DataError, match="cannot read"):  # a path that is wrong is no bad file
+        make([inputs[0] / "absent.xml"], tmp_path / "alone", tokenizer, skip_bad_files=True)
+
+
+def test_a_file_that_joins_does_not_take_anothers_place(tmp_path, tokenizer):
+    """The units of the files after it are done, under other numbers."""
+    for name, first in (("a1", 0), ("b", 100), ("c", 200)):
+        lines = [json.dumps({"text": text(n)}) for n in range(first, first + 12)]
+        end = '\n{"text": ' if name == "b" else ""
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + end)
+    files = [tmp_path / f"{name}.jsonl" for name in ("a1", "b", "c")]
+    make(files, tmp_path / "out", tokenizer, skip_bad_files=True)
+    (tmp_path / "a0.jsonl").write_text(json.dumps({"text": text(900)}))
+    files = [tmp_path / "a0.jsonl", *files]
+    shard, report = make(files, tmp_path / "out", tokenizer, skip_bad_files=True)
+    assert [Path(entry["file"]).name for entry in report["bad_files"]] == ["b.jsonl"]
+    assert shard.num_documents == 25
+
+
+class Failing:
+    """An encoder that finds the fast one to differ, or that gives no token for a blank."""
+
+    def __init__(self, tokenizer, differs: bool):
+        self.reference, self.differs = (
+            open_encoder(tokenizer, "reference", np.dtype("<u2")),
+            differs,
+        )
+
+    def encode(self, texts):
+        if self.differs:
+            raise DataError("the encoders differ", "why", "try")
+        return self.reference.encode([each.strip(" ") for each in texts])
+
+
+def test_an_encoder_that_differs_is_no_bad_file(tmp_path, tokenizer):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    preparation = Preparation(
+        find_sources([str(tmp_path)]), DEFAULT, tokenizer, str(tmp_path / "p"), skip_bad_files=True
+    )
+    with Progress(0) as progress, pytest.raises(DataError, match="the encoders differ"):
+        preparation.scan(preparation.plan(), Failing(tokenizer, True), 1, progress)
+
+
+def test_a_text_without_a_token_is_dropped(tmp_path, tokenizer):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": " "}\n{"text": "b"}')
+    preparation = Preparation(
+        find_sources([str(tmp_path)]), DEFAULT, tokenizer, str(tmp_path / "p")
+    )
+    units = preparation.plan()
+    with Progress(0) as progress:
+        preparation.scan(units, Failing(tokenizer, False), 1, progress)
+    with AtomicFiles() as files:
+        report = preparation.write(units, files).report
+    assert (report["kept"], report["dropped"]) == (2, {"no text": 1})
+    assert texts_of(IndexedDataset(tmp_path / "p_text_document"), tokenizer) == ["a", "b"]
+
+
+def test_the_name_of_the_end_of_text_is_counted_and_stays_text(tmp_path, tokenizer):
+    """Row D11."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "b <|endoftext|> c"}\n')
+    shard, report = make([tmp_path / "a.jsonl"], tmp_path / "p", tokenizer)
+    assert texts_of(shard, tokenizer) == ["a", "b <|endoftext|> c"]
+    seen = {"texts": 1, "first": "a.jsonl, 'b <|endoftext|> c'"}
+    assert report["notes"] == {"<|endoftext|> encoded as ordinary characters": seen}
+    assert (shard.tokens(0, shard.num_tokens) == tokenizer.eod).sum() == 2
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path, inputs, tokenizer):
+    (tmp_path / "out.partial" / "text").mkdir(parents=True)
+    left = [
+        tmp_path / "out.partial/text/.000001.tokens.h.7.tmp",
+        tmp_path / ".out_text_document.bin.h.7.tmp",
+    ]
+    other = tmp_path / ".other_text_document.bin.h.7.tmp"
+    for path in (*left, other):
+        path.write_bytes(b"1")
+    make(inputs, tmp_path / "out", tokenizer)
+    assert not any(path.exists() for path in left) and other.exists()
 
 
 def test_an_input_or_an_option_that_changed_is_read_again(tmp_path, inputs, tokenizer):
@@ -284,7 +384,7 @@ for point in points:
     assert not any(name.endswith(".idx") for name in left) or content("out") == content("whole")
     assert not run("out", 0)
     assert content("out") == content("whole"), point
-    assert not (folder / "out.partial").exists()
+    assert not (folder / "out.partial").exists() and not list(folder.glob(".out*"))
     for path in folder.glob("out_*"):
         path.unlink()
     print(point)

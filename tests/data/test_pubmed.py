@@ -413,3 +413,16 @@ def test_the_real_files_are_read(real_data):
     (malformed,) = (folder / "malformed").iterdir()
     with pytest.raises(DataError, match="line 256"):
         list(read_pubmed(malformed))
+
+
+@pytest.mark.parametrize("pmid", ["-1", "7" * 30, "9" * 5000, "x", ""])
+def test_a_number_that_is_none_is_no_identity(tmp_path, pmid):
+    for version in ("-1", str(2**31), "7" * 30, "x"):
+        (citation,) = read(tmp_path, document(record(pmid=pmid, version=version)))
+        assert (citation.pmid, citation.version) == (0, 1)
+
+
+def test_xml_without_records_is_not_collected_in_memory(tmp_path):
+    for content in (document(record(), "<x/>" * 4_000_000), document(record("<x/>" * 4_000_000))):
+        with pytest.raises(UnsafeError, match="8 MB of XML without the end of a record"):
+            read(tmp_path, gzip.compress(content.encode()))

@@ -67,6 +67,28 @@ def test_a_process_that_dies_is_named_with_its_task():
     assert error.value.status == 75 and "--workers" in error.value.remedy
 
 
+def test_a_process_that_dies_between_two_tasks_or_before_the_first_is_lost_too(monkeypatch):
+    hear = workers._Worker.hear
+
+    def hear_and_kill(worker, tasks):
+        told = hear(worker, tasks)
+        if told is None:
+            worker.process.kill()
+            worker.process.join()
+        return told
+
+    with monkeypatch.context() as patch, pytest.raises(LostError, match="signal 9"):
+        patch.setattr(workers._Worker, "hear", hear_and_kill)
+        list(run_in_processes(lambda task, tell: None, list(range(20)), 2))
+    die = "import os; os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), 9)); "
+    run = "list(run_in_processes(print, [1], 1))"
+    imports = "from megatron_yuyuan.cli import run_command\n"
+    imports += "from megatron_yuyuan.data.workers import run_in_processes\n"
+    script = f"{imports}{die}run_command(lambda: {run})"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 75 and ended.stderr.startswith("error: the worker process")
+
+
 ORPHANS = """
 import os, sys, time
 from megatron_yuyuan.data import workers

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_yuyuan.data.files import hold
 from megatron_yuyuan.data.indexed_dataset import IndexedDataset
 from megatron_yuyuan.data.medquad import read_qa_jsonl
 from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
@@ -245,10 +246,10 @@ def test_filters_and_bad_files_are_reported_by_reason(tmp_path, tokenizer):
     done = run(*command, "--skip-bad-files")
     assert done.returncode == 0, done.stderr
     assert "1  other language" in done.stdout and "1  no abstract" in done.stdout
-    assert "skipped   b.xml: " in done.stdout and "1500 documents" in done.stdout
+    assert f"skipped   {tmp_path / 'b.xml'}: " in done.stdout and "1500 documents" in done.stdout
     report = IndexedDataset(tmp_path / "p_text_document").meta["report"]
     assert report["dropped"] == {"no abstract": 1, "other language": 1}
-    assert report["bad_files"][0]["file"] == "b.xml"
+    assert report["bad_files"][0]["file"] == str(tmp_path / "b.xml")
     done = run(*command, "--skip-bad-files", "--languages", "any", "--keep-title-only")
     assert "1502 documents" in done.stdout and "dropped              0" in done.stdout
 
@@ -256,6 +257,9 @@ def test_filters_and_bad_files_are_reported_by_reason(tmp_path, tokenizer):
 def test_a_bad_file_of_questions_can_be_left_out(tmp_path, tokenizer):
     (tmp_path / "m.xml").write_text(MEDQUAD)
     (tmp_path / "n.xml").write_text(MEDQUAD.replace("F", "G")[:-9])
+    (tmp_path / "o.xml").write_text('<!DOCTYPE a [<!ENTITY b "c">]>' + MEDQUAD)
+    (tmp_path / "p.xml").write_text(MEDQUAD.replace("F", "H"))
+    (tmp_path / "p.xml.md5").write_text("0" * 32)
     command = [
         "preprocess_data",
         "--input",
@@ -267,9 +271,52 @@ def test_a_bad_file_of_questions_can_be_left_out(tmp_path, tokenizer):
     done = run(*command)
     assert done.returncode == 2 and "n.xml" in done.stderr and not list(tmp_path.glob("m_*"))
     done = run(*command, "--skip-bad-files")
-    assert done.returncode == 0 and "skipped   n.xml: " in done.stdout, done.stderr
+    assert done.returncode == 0 and f"skipped   {tmp_path / 'n.xml'}: " in done.stdout, done.stderr
     shard = IndexedDataset(tmp_path / "m_train_qa_document")
     assert [source["file"] for source in shard.meta["sources"]] == ["m.xml"]
+
+
+def test_of_six_records_two_survive(tmp_path, tokenizer):
+    """Row D10: empty, title only, retracted and withdrawn records are counted by reason."""
+    records = [ARTICLE.format(n=n) for n in range(6)]
+    records[1] = re.sub("<Abstract>.*</Abstract>", "", records[1])
+    records[2] = re.sub("<AbstractText>.*</AbstractText>", "<AbstractText/>", records[2])
+    records[3] = records[3].replace("Title 3.", "WITHDRAWN: Title 3.")
+    kinds = "<PublicationTypeList><PublicationType>Retracted Publication</PublicationType>"
+    records[4] = records[4].replace("</Article>", f"{kinds}</PublicationTypeList></Article>")
+    (tmp_path / "a.xml").write_text(f"<PubmedArticleSet>{''.join(records)}</PubmedArticleSet>")
+    flags = ("--output-prefix", tmp_path / "p", "--append-eod", *tokenizer[1])
+    done = run("preprocess_data", "--input", tmp_path / "a.xml", *flags)
+    assert done.returncode == 0, done.stderr
+    shard = IndexedDataset(tmp_path / "p_text_document")
+    assert shard.meta["report"]["dropped"] == {"no abstract": 2, "retracted": 2}
+    assert (shard.tokens(0, shard.num_tokens) == tokenizer[0].eod).sum() == shard.num_documents == 2
+
+
+def test_two_processes_do_not_write_the_same_outputs(tmp_path, tokenizer):
+    (tmp_path / "a.xml").write_text(PUBMED)
+    command = ["preprocess_data", "--input", tmp_path / "a.xml", "--output-prefix", tmp_path / "p"]
+    task = ("--num-tasks", 2, "--task-index", 1)
+    with hold(tmp_path / "p.partial", shared=True):
+        assert run(*command, *task, *tokenizer[1]).returncode == 0
+        done = run(*command, *tokenizer[1])
+    assert done.returncode == 2 and "p.partial is in use by another process" in done.stderr
+    with hold(tmp_path / "p.partial", shared=False):
+        assert "is in use" in run(*command, *task, *tokenizer[1]).stderr
+    assert run(*command, *tokenizer[1]).returncode == 0
+
+
+def test_a_signal_to_stop_ends_with_the_status_for_starting_again(tmp_path, tokenizer):
+    lines = "".join(json.dumps({"text": f"{n} " * 2000}) + "\n" for n in range(20_000))
+    (tmp_path / "a.jsonl").write_text(lines)
+    command = [sys.executable, TOOLS / "preprocess_data.py", "--input", tmp_path / "a.jsonl"]
+    command += ["--output-prefix", tmp_path / "p", "--encoder", "reference", *tokenizer[1]]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "p.partial" / "text").exists():
+        assert process.poll() is None
+    process.terminate()
+    assert process.communicate()[1].startswith("error: stopped by SIGTERM\n  why: ")
+    assert process.returncode == 75
 
 
 def test_a_full_disk_is_said_in_one_message(tmp_path, tokenizer):
@@ -310,6 +357,12 @@ BAD = {
     "JSONL line that is no JSON": (b'{"text": "a"}\n{"text": \n', "line 2"),
     "zero documents": (b'{"text": ""}\n', "no document in"),
     "entities": (b'<!DOCTYPE a [<!ENTITY b "c">]>' + PUBMED.encode(), "declares XML entities"),
+    "a version below zero": (
+        PUBMED.replace("<PMID>", '<PMID Version="-1">')
+        .replace(">7<", f">{'7' * 30}<")
+        .encode()[:-9],
+        "not well-formed",
+    ),
     "of no known kind": (b"PMID- 1\nTI - Gout\n", "neither PubMed, PMC or MedQuAD XML"),
 }
 
@@ -335,7 +388,7 @@ def test_an_error_is_three_lines_and_leaves_what_is_done_at_most(tmp_path, token
     assert first.startswith("error: ") and what in first
     assert second.startswith("  why: ") and third.startswith("  try: ")
     left = {path.name for path in set(tmp_path.rglob("*")).difference(before)}
-    nothing_yet = {"new", "folder", "p.partial", "text"}
+    nothing_yet = {"new", "folder", "p.partial", "text", "lock"}
     assert left <= nothing_yet or name == "zero documents"
 
 

@@ -1,7 +1,7 @@
 r"""Our data engine beside its peers, in one run on one machine: docs/performance.md holds the results.
 
     python tools/benchmark/data.py --pubmed FILES.xml.gz --jsonl FILE --vocab-file vocab.json \
-        --merge-file merges.txt [--only xml jsonl chain memory decide open samples] [--rounds 3]
+        --merge-file merges.txt [--only xml jsonl chain memory decide reading] [--rounds 3]
 
 Times are medians over the rounds, in each of which every candidate runs once, in turn: compare the ratios,
 not the seconds. "whole" means a process from its start to its end. Needs megatron-core, gigatoken, lxml and
@@ -278,12 +278,20 @@ def _decide(folder: Path, units: int, size: int, pipe) -> None:
     pipe.send((time.perf_counter() - begun, peak, kept))
 
 
+def benchmark_reading(options: Namespace, folder: Path) -> None:
+    """Opening a shard and reading it at random, against megatron-core: tools/benchmark/reading.py."""
+    flags = ["--documents", str(options.documents), "--rounds", str(options.rounds)]
+    script = Path(__file__).with_name("reading.py")
+    subprocess.run([sys.executable, script, folder, *flags], check=True)
+
+
 BENCHMARKS = {
     "xml": benchmark_xml,
     "jsonl": benchmark_jsonl,
     "chain": benchmark_chain,
     "memory": benchmark_memory,
     "decide": benchmark_decide,
+    "reading": benchmark_reading,
 }
 
 if __name__ == "__main__":
