@@ -60,7 +60,6 @@ def _prepare_texts(options, sources: list[Source], tokenizer: Tokenizer) -> None
     started, is_task = time.monotonic(), options.num_tasks > 1
     # each worker is a process: the threads of the reference encoder would only stand in its way
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGTERM, _stop)
     encoder = open_encoder(tokenizer, options.encoder, dtype_for(tokenizer.vocab_size))
     preparations = [
         Preparation(sources, recipe, tokenizer, options.output_prefix, options.skip_bad_files)
@@ -254,4 +253,5 @@ def _print_shard(shard: IndexedDatasetWriter) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
     run_command(main)

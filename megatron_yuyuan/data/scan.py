@@ -196,25 +196,13 @@ class _UnitScan:
         try:
             if part.span is None or part.span[0] == 0:
                 done["described"] = describe_source(source.path)
-            documents = source.documents(self.recipe.key, self.recipe.wanted, part.span, note)
+            for document in source.documents(self.recipe.key, self.recipe.wanted, part.span, note):
+                done["documents"] += 1
+                yield number, document
         except (DataError, UnsafeError) as error:
-            self._end(done, error)
-            return
-        while True:
-            try:
-                document = next(documents, None)
-            except (DataError, UnsafeError) as error:
-                self._end(done, error)
-                return
-            if document is None:
-                return
-            done["documents"] += 1
-            yield number, document
-
-    def _end(self, done: dict, error: DataError | UnsafeError) -> None:
-        if not self.scanner.skip_bad_files:
-            raise error
-        done["error"] = error.what
+            if not self.scanner.skip_bad_files:
+                raise
+            done["error"] = error.what
 
     def _note(self, number: int, what: str, position: int) -> None:
         """Count a text, and keep the place of the first."""
@@ -272,16 +260,21 @@ class _UnitScan:
         against, end_of_text = self.recipe.decontaminator, self.scanner.tokenizer.end_of_text
         for place in np.flatnonzero(reasons == 0):
             number, document = batch[place]
-            name = f"{self.scanner.sources[self.unit.parts[number].source].path.name}, "
-            name += document.name or repr(document.text[:60])
+            part = self.parts[number]
             if end_of_text in document.text:
-                first = {"texts": 0, "first": name}
                 what = f"{end_of_text} encoded as ordinary characters"
-                self.parts[number]["notes"].setdefault(what, first)["texts"] += 1
+                first = {"texts": 0, "first": self._name(number, document)}
+                part["notes"].setdefault(what, first)["texts"] += 1
             if against and (found := against.overlap(document.text)):
                 reasons[place] = CODES[IN_EVALUATION]
-                if len(self.parts[number]["overlaps"]) < MOST_OVERLAPS:
-                    self.parts[number]["overlaps"].append({"document": name, "in": found})
+                if len(part["overlaps"]) < MOST_OVERLAPS:
+                    overlap = {"document": self._name(number, document), "in": found}
+                    part["overlaps"].append(overlap)
+
+    def _name(self, number: int, document: Document) -> str:
+        """What a person finds a document by: its file, and its number or how it begins."""
+        source = self.scanner.sources[self.unit.parts[number].source]
+        return f"{source.path.name}, {document.name or repr(document.text[:60])}"
 
 
 def _batches(documents: Iterator[tuple[int, Document]]) -> Iterator[list[tuple[int, Document]]]:
