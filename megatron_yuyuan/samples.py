@@ -77,7 +77,7 @@ def open_shards(
         raise ConfigError(
             f"{field}: no shard",
             "a run reads token shards",
-            f"{flag} PREFIX, as tools/preprocess_data.py printed it",
+            f"{flag} PREFIX as tools/preprocess_data.py printed it, or, for texts, --data-path PREFIX",
         )
     prefixes, weights = parse_blend(words, flag)
     shards = [IndexedDataset(prefix) for prefix in prefixes]

@@ -12,9 +12,15 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
+from megatron_yuyuan.config import DataConfig
 from megatron_yuyuan.data.data_card import data_card, last_token, verify
 from megatron_yuyuan.data.indexed_dataset import IndexedDataset
-from megatron_yuyuan.data.tokenizer import Tokenizer, add_tokenizer_arguments, named_tokenizer
+from megatron_yuyuan.data.tokenizer import (
+    TOKENIZER_FIELDS,
+    Tokenizer,
+    add_tokenizer_arguments,
+    named_tokenizer,
+)
 
 SHOWN = 5
 """Entries of a list that are printed; --json has all."""
@@ -30,7 +36,7 @@ def main(args: Sequence[str] | None = None) -> None:
     add_tokenizer_arguments(parser)
     options = parser.parse_args(args)
     tokenizer = None
-    if options.vocab_file or options.merge_file or options.tokenizer_model:
+    if any(getattr(options, name) != getattr(DataConfig(), name) for name in TOKENIZER_FIELDS):
         tokenizer = named_tokenizer(options)
     cards = []
     for prefix in options.prefix:
@@ -51,18 +57,23 @@ def check(prefix: str, tokenizer: Tokenizer | None) -> dict:
     if shard.meta.get("append_eod"):
         eod = tokenizer.eod if tokenizer is not None else last_token(shard)
     verify(shard, vocab_size, eod)
-    return data_card(shard) | {"verified": verified(shard, vocab_size, eod)}
+    return data_card(shard) | checked(shard, vocab_size, eod, tokenizer)
 
 
-def verified(shard: IndexedDataset, vocab_size: int | None, eod: int | None) -> list[str]:
-    """What was compared with something: a shard of Megatron-LM's says little about itself."""
+def checked(
+    shard: IndexedDataset, vocab_size: int | None, eod: int | None, tokenizer: Tokenizer | None
+) -> dict[str, list[str]]:
+    """What was compared with something, and what was not: a shard of Megatron-LM's says little about
+    itself."""
     checks = {
         "structure": True,
         "checksums": bool(shard.meta),
         "ids": vocab_size is not None,
         "ends of text": eod is not None,
+        "tokenizer": tokenizer is not None and bool(shard.meta),
     }
-    return [name for name, done in checks.items() if done]
+    verified = [name for name, done in checks.items() if done]
+    return {"verified": verified, "not_verified": [name for name in checks if name not in verified]}
 
 
 def show(card: dict) -> None:

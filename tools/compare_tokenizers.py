@@ -112,7 +112,7 @@ def _print(comparison: TokenizerComparison, measures: dict[str, Measures]) -> No
     console.print(table)
     console.print(
         f"{comparison.documents:,} documents, {comparison.words:,} words between white space, "
-        f"{comparison.num_bytes / 1e6:,.1f} MB",
+        f"{comparison.num_bytes / 1e6:,.1f} MB; whole words are counted over runs of letters",
         highlight=False,
     )
 

@@ -34,9 +34,17 @@ from megatron_yuyuan.data.progress import Progress
 from megatron_yuyuan.data.pubmed import CitationFilter
 from megatron_yuyuan.data.questions import DEFAULT_SHARES, remove_empty_parts, write_questions
 from megatron_yuyuan.data.scan import Recipe
-from megatron_yuyuan.data.sources import Source, add_input_arguments, find_sources, hold_questions
+from megatron_yuyuan.data.sources import (
+    UNKNOWN,
+    Source,
+    add_input_arguments,
+    find_sources,
+    hold_questions,
+)
 from megatron_yuyuan.data.tokenizer import Tokenizer, add_tokenizer_arguments, named_tokenizer
 from megatron_yuyuan.errors import ConfigError
+
+FILTERS = ("keep_retracted", "keep_title_only")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -56,6 +64,12 @@ def _prepare_texts(options, sources: list[Source], tokenizer: Tokenizer) -> None
             f"--split is given, and {sources[0].path} holds texts",
             "texts are divided at training time, so one shard serves every division",
             "leave it out here, and give it to pretrain_gpt.py --split 949,50,1",
+        )
+    if options.json_keys != ["text"] and not any(s.format == "jsonl" for s in sources):
+        raise ConfigError(
+            f"json_keys: {' '.join(options.json_keys)}, and no input is JSONL",
+            "only a line of JSON has keys",
+            "leave it out, or --input-format jsonl",
         )
     started, is_task = time.monotonic(), options.num_tasks > 1
     # each worker is a process: the threads of the reference encoder would only stand in its way
@@ -83,6 +97,8 @@ def _prepare_texts(options, sources: list[Source], tokenizer: Tokenizer) -> None
             ]
         shutil.rmtree(partial, ignore_errors=True)
     _print_inputs(sources, time.monotonic() - started, encoder.name)
+    if options.decontaminate:
+        print(f"compared  with {', '.join(options.decontaminate)}")
     for shard in written:
         _print_report(shard.report)
         _print_shard(shard.writer)
@@ -132,13 +148,7 @@ def _recipes(options) -> list[Recipe]:
 
 def _prepare_questions(options, sources: list[Source], tokenizer: Tokenizer) -> None:
     started, shares = time.monotonic(), options.split or DEFAULT_SHARES.get(sources[0].format)
-    if options.num_tasks > 1 or options.decontaminate:
-        raise ConfigError(
-            "--num-tasks and --decontaminate are for texts",
-            f"{sources[0].path} holds questions, which take seconds and are divided into parts that "
-            "share nothing",
-            "leave them out here",
-        )
+    _refuse_flags_of_texts(options, sources[0])
     with AtomicFiles() as files:
         where = options.output_prefix, files, options.skip_bad_files
         shards, report = write_questions(sources, shares, tokenizer, *where)
@@ -149,6 +159,24 @@ def _prepare_questions(options, sources: list[Source], tokenizer: Tokenizer) -> 
         _print_shard(shard)
     for note in notes:
         print(f"note: {note}")
+
+
+def _refuse_flags_of_texts(options, source: Source) -> None:
+    """Raises ConfigError for flags that mean nothing for questions."""
+    given = {
+        "num_tasks": options.num_tasks > 1,
+        "json_keys": options.json_keys != ["text"],
+        "languages": options.languages != ["eng"],
+        "encoder": options.encoder == "fast",
+    }
+    for name in (*FILTERS, "keep_duplicates", "near_duplicates", "decontaminate"):
+        given[name] = bool(getattr(options, name))
+    if flags := ["--" + name.replace("_", "-") for name, is_given in given.items() if is_given]:
+        raise ConfigError(
+            f"{', '.join(flags)}: not for questions",
+            f"{source.path} holds questions, which are few, and divided into parts that share nothing",
+            "leave it out here",
+        )
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
@@ -162,7 +190,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     add("--append-eod", action="store_true",
         help="end every document with the end-of-text token")  # fmt: skip
     add("--languages", nargs="+", default=["eng"], metavar="LANG",
-        help="PubMed: keep articles in one of these languages, or `any` (default: eng)")  # fmt: skip
+        help="PubMed: keep articles in one of these languages (eng fre ...), or `any` (default: eng)")  # fmt: skip
     add("--keep-retracted", action="store_true",
         help="PubMed, PMC: keep retracted articles and notices of retraction")  # fmt: skip
     add("--keep-title-only", action="store_true",
@@ -178,9 +206,9 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     add("--encoder", choices=CHOICES, default="auto",
         help="auto: gigatoken if it is installed, compared with the reference on a sample")  # fmt: skip
     add("--workers", type=int, default=0, metavar="N", help="processes; 0 means one a core")
-    add("--num-tasks", type=int, default=1, metavar="N",
+    add("--num-tasks", type=int, metavar="N",
         help="tasks that share the reading, as in a SLURM array")  # fmt: skip
-    add("--task-index", type=int, default=0, metavar="I", help="which of them this is, from 0")
+    add("--task-index", type=int, metavar="I", help="which of them this is, from 0")
     add("--split", type=_shares, metavar="TRAIN,VALID,TEST",
         help="shares of the questions (medquad-xml: 90,5,5; qa-jsonl: not divided)")  # fmt: skip
     add("--log-interval", type=int, default=100_000, metavar="N",
@@ -192,6 +220,14 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _refuse_values(options) -> None:
+    if (options.num_tasks is None) != (options.task_index is None):
+        raise ConfigError(
+            "one of num_tasks and task_index is given without the other",
+            "a task is one of a number",
+            "--num-tasks 32 --task-index 0, and so on to 31; neither for the whole",
+        )
+    if options.num_tasks is None:
+        options.num_tasks, options.task_index = 1, 0
     for name, least in (("workers", 0), ("log_interval", 0), ("num_tasks", 1), ("task_index", 0)):
         if getattr(options, name) < least:
             raise ConfigError(
@@ -199,6 +235,12 @@ def _refuse_values(options) -> None:
                 "it is a number of things",
                 f"--{name.replace('_', '-')} {least} or more",
             )
+    if Path(options.output_prefix).name == "" or options.output_prefix.endswith("/"):
+        raise ConfigError(
+            f"output_prefix={options.output_prefix} names a folder",
+            "it is what the outputs' names begin with",
+            f"--output-prefix {options.output_prefix.rstrip('/')}/pubmed",
+        )
     keys = options.json_keys
     if len(set(keys)) < len(keys) or any("/" in key or key.startswith(".") for key in keys):
         raise ConfigError(
@@ -226,7 +268,7 @@ def _shares(text: str) -> tuple[int, ...]:
 
 
 def _print_inputs(sources: list[Source], seconds: float, encoder: str) -> None:
-    formats = ", ".join(sorted({source.format for source in sources}))
+    formats = ", ".join(sorted({source.format for source in sources} - {UNKNOWN}))
     print(f"read      {len(sources)} files ({formats}) in {seconds:.1f} s, encoder: {encoder}")
 
 
@@ -241,7 +283,7 @@ def _print_report(report: dict) -> None:
     for what, seen in report.get("notes", {}).items():
         print(f"noted     {seen['texts']:>12,}  {what}, first in {seen['first']}")
     for bad in report["bad_files"]:
-        print(f"skipped   {bad['file']}: {bad['error']}")
+        print(f"skipped   {bad['error']}")
 
 
 def _print_shard(shard: IndexedDatasetWriter) -> None:

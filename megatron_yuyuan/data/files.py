@@ -130,7 +130,7 @@ def cannot_read(path: str | Path, error: OSError) -> DataError:
     """The error for a file that the system will not open or read."""
     return DataError(
         f"cannot read {path}: {error.strerror}",
-        "it was named as an input",
+        "it was named on the command line",
         "a path that exists and may be read",
     )
 

@@ -170,7 +170,7 @@ class IndexedDataset:
             raise DataError(
                 f"cannot read {error.filename or self.prefix}: {error.strerror}",
                 "a shard is its .bin and its .idx",
-                "a prefix without suffix: --data-path data/pubmed_text_document",
+                "the PREFIX of PREFIX.bin and PREFIX.idx, as tools/preprocess_data.py printed it",
             ) from None
         if self.meta:
             self._expect_described()
@@ -264,7 +264,8 @@ class IndexedDataset:
         made_by = self.meta.get("tokenizer_fingerprint", tokenizer_fingerprint)
         if made_by != tokenizer_fingerprint:
             raise DataError(
-                f"{self.prefix}: tokenizer {tokenizer_fingerprint}, made by {made_by}",
+                f"{self.prefix} was made with another tokenizer, of {self.meta.get('vocab_size')} tokens ({made_by}); "
+                f"the one given has {vocab_size} ({tokenizer_fingerprint})",
                 "its ids mean other texts",
                 "the tokenizer the shard was made with, or preprocess again",
             )

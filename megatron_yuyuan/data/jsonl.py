@@ -186,11 +186,13 @@ def string_of(record: dict, keys: tuple[str, ...], path: str | Path, number: int
     """The string under the first of `keys` that `record`, line `number`, has. Raises DataError."""
     key = next((key for key in keys if key in record), None)
     if key is None:
-        raise bad_line(
-            path, number, f"no key {keys[0]!r}; it has {', '.join(map(repr, record)) or 'none'}"
+        raise DataError(
+            f"{path}, line {number}: no key {keys[0]!r}; it has {', '.join(map(repr, record)) or 'none'}",
+            "its text stands under that key",
+            "--json-keys KEY, one that every line has",
         )
     if not isinstance(record[key], str):
-        raise bad_line(path, number, f"{key!r} is a {type(record[key]).__name__}, not a string")
+        raise bad_line(path, number, f"{key!r} is no string but {type(record[key]).__name__}")
     return record[key]
 
 
@@ -212,5 +214,5 @@ def bad_line(path: str | Path, number: int, what: str) -> DataError:
     return DataError(
         f"{path}, line {number}: {what}",
         "every line must be one readable record",
-        "mend or remove that line; --json-keys names the key that holds the text",
+        "mend or remove that line; a file of JSON that is not one object a line is no JSONL",
     )

@@ -68,7 +68,8 @@ class Preparation:
         make_folder(self.folder)
         missing = [unit for unit in units if self.done(unit) is None]
         remove_temporary(self.folder, [UnitFiles(self.folder, u.number).path("") for u in missing])
-        progress.resume(units, missing)
+        otherwise = sum(UnitFiles(self.folder, u.number).path("json").exists() for u in missing)
+        progress.resume(units, missing, otherwise)
         scanner = Scanner(
             self.sources, self.recipe, encoder, self.tokenizer, self.folder, self.skip_bad_files
         )
@@ -82,10 +83,11 @@ class Preparation:
         reasons = decide(scanned)
         report = make_report(scanned, reasons, self.sources)
         if not report["kept"]:
-            dropped = ", ".join(f"{count} {why}" for why, count in report["dropped"].items())
+            dropped = [f"{count} {why}" for why, count in report["dropped"].items()]
+            bad = [f"bad file: {entry['error']}" for entry in report["bad_files"][:1]]
             raise DataError(
-                f"no document in {self.sources[0].path} and the other inputs ({len(self.sources)} in all)",
-                f"dropped: {dropped or 'nothing'}",
+                f"no document in the {len(self.sources)} files of the input",
+                f"dropped: {', '.join(dropped + bad) or 'nothing'}",
                 "an input with text in it, other filters, or another --input-format",
             )
         remove_temporary(Path(self.shard).parent, [Path(self.shard)])

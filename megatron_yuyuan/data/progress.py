@@ -28,8 +28,11 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def resume(self, units: Sequence[Unit], missing: Sequence[Unit]) -> None:
-        """Begin with `missing` of the `units`."""
+    def resume(self, units: Sequence[Unit], missing: Sequence[Unit], otherwise: int) -> None:
+        """Begin with `missing` of the `units`, of which some are there, but made `otherwise`."""
+        if otherwise:
+            cause = "from other inputs, with another tokenizer or with other options"
+            print(f"{otherwise} units of the input were made {cause}: again", file=sys.stderr)
         if len(missing) < len(units):
             done = len(units) - len(missing)
             print(f"resuming: {done} of {len(units)} units of the input are done", file=sys.stderr)

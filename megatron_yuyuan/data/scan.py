@@ -201,7 +201,8 @@ class _UnitScan:
                 yield number, document
         except (DataError, UnsafeError) as error:
             if not self.scanner.skip_bad_files:
-                raise
+                remedy = f"{error.remedy}; --skip-bad-files goes on without this file"
+                raise type(error)(error.what, error.why, remedy) from None
             done["error"] = error.what
 
     def _note(self, number: int, what: str, position: int) -> None:

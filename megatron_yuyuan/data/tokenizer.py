@@ -11,6 +11,7 @@ from megatron_yuyuan.errors import ConfigError, DataError
 
 __all__ = [
     "END_OF_TEXT",
+    "TOKENIZER_FIELDS",
     "Tokenizer",
     "add_tokenizer_arguments",
     "named_tokenizer",
@@ -75,10 +76,11 @@ def open_tokenizer(data: DataConfig) -> Tokenizer:
         if data.tokenizer_type == "SentencePieceTokenizer" and not path.is_dir():
             return _read_model(path)
         return read_tokenizer(path)
-    if not (data.vocab_file and data.merge_file):
+    named = {"vocab_file": data.vocab_file, "merge_file": data.merge_file}
+    if missing := [name for name, path in named.items() if not path]:
         raise ConfigError(
-            "vocab_file and merge_file are not given",
-            "GPT2BPETokenizer is read from both",
+            f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not given",
+            "GPT2BPETokenizer, the default tokenizer_type, is read from both",
             "--vocab-file vocab.json --merge-file merges.txt, or "
             "--tokenizer-type HuggingFaceTokenizer "
             "--tokenizer-model DIRECTORY",

@@ -90,7 +90,7 @@ BAD = {
     '{"text": "a"} {"text": "b"}': "Extra data",
     "[1]": "a list, not an object",
     '{"txt": "a"}': "no key 'text'; it has 'txt'",
-    '{"text": 3}': "'text' is a int, not a string",
+    '{"text": 3}': "'text' is no string but int",
     '{"x": ' + "[" * 100_000: "nested deeper",
     '{"text": "a\x01"}': "control character",
 }

@@ -148,7 +148,7 @@ def test_jsonl_comes_back(tmp_path):
     ("line", "what"),
     [
         ('{"question": "q", "reply": "a"}', "no key 'answer'; it has 'question', 'reply'"),
-        ('{"question": "q", "answer": 3}', "'answer' is a int, not a string"),
+        ('{"question": "q", "answer": 3}', "'answer' is no string but int"),
         ('{"question": "q", "answer": " "}', "an empty question or answer"),
         ('["q", "a"]', "a list, not an object"),
         ("{'question': 'q'}", "Expecting property name"),
