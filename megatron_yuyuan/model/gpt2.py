@@ -23,6 +23,7 @@ from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.kernels import Kernels
 from megatron_yuyuan.kernels.philox import name_key, normal
 from megatron_yuyuan.model.loss import LanguageModelHead
+from megatron_yuyuan.model.recomputation import Recomputation, recomputed
 
 ATTENTION_RESIDUAL, MLP_RESIDUAL, ATTENTION_WEIGHTS, EMBEDDING = range(4)
 """The places of dropout in a layer; the fourth word of the random counter is layer * 16 + place."""
@@ -124,6 +125,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, seed: int, kernels: Kernels):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
+        self.recompute_core = False
         self.c_attn = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.c_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.attn_dropout = AttentionDropout(
@@ -140,7 +142,8 @@ class Attention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))  # (B, N, T, D)
         if sides.cache is not None:
             k, v = sides.cache.extend(self.layer, k, v)
-        y = self.attend(q, k, v, sides)
+        attend = recomputed(self.attend) if self.recompute_core else self.attend
+        y = attend(q, k, v, sides)
         return self.c_proj(y.transpose(1, 2).flatten(2))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor:
@@ -225,6 +228,13 @@ class GPT2(nn.Module):
             config.hidden_size, config.layernorm_epsilon, kernels
         )
         self.head: nn.Module | None = LanguageModelHead(config.vocab_size)
+        self.recomputation = Recomputation()
+
+    def recompute(self, recomputation: Recomputation) -> None:
+        """Choose what the backward computes again. A fresh model keeps everything."""
+        self.recomputation = recomputation
+        for block in self.h.values():
+            block.attn.recompute_core = recomputation.granularity == "selective"
 
     def forward(
         self,
@@ -250,8 +260,7 @@ class GPT2(nn.Module):
         x = tokens_or_hidden
         if self.wpe is not None:
             x = self.drop(self.wte(x) + self.wpe(positions), sides)
-        for block in self.h.values():
-            x = block(x, sides)
+        x = self.recomputation.through(list(self.h.values()), x, sides)
         if self.head is None:
             return x
         return self.head(self.ln_f(x), self.wte.weight, labels)

@@ -1,10 +1,39 @@
 """The end of the model: hidden states to logits, or straight to the loss."""
 
+import math
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_yuyuan.config import IGNORE
+
+LOGITS_AT_A_TIME = 1 << 24
+"""Logits that the loss holds at once, 64 MiB in float32: large enough for the matrix products to run
+at full speed, small beside the activations of a layer."""
+
+
+@dataclass(frozen=True)
+class VocabularyRows:
+    """Which rows of the vocabulary a head's weight holds, and how what they say is put together.
+
+    This is the head that holds all rows. The one of a tensor rank stands in
+    `parallel/cross_entropy.py`.
+    """
+
+    vocab_size: int
+    """Tokens of the whole vocabulary; rows of larger numbers are padding."""
+    first: int = 0
+    """The token of the weight's first row."""
+
+    def maximum(self, x: Tensor) -> Tensor:
+        """The elementwise maximum of x over all who hold rows."""
+        return x
+
+    def total(self, x: Tensor) -> Tensor:
+        """The elementwise sum of x over all who hold rows."""
+        return x
 
 
 class LanguageModelHead(nn.Module):
@@ -26,15 +55,103 @@ class LanguageModelHead(nn.Module):
         self.vocab_size = vocab_size
 
     def forward(self, x: Tensor, weight: Tensor, labels: Tensor | None):
-        logits = F.linear(x, weight[: self.vocab_size])
         if labels is None:
-            return logits
-        loss = F.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
-        )
-        return loss.sum(0, keepdim=True), count_labels(labels)
+            return F.linear(x, weight[: self.vocab_size])
+        loss = linear_cross_entropy(x, weight, labels, VocabularyRows(self.vocab_size))
+        return loss, count_labels(labels)
 
 
 def count_labels(labels: Tensor) -> Tensor:
     """Number of labels that are learned, (1,) float32."""
     return torch.sum(labels.flatten() != IGNORE, 0, keepdim=True, dtype=torch.float32)
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor, rows: VocabularyRows) -> Tensor:
+    """Sum over the learned labels of log(sum over v of exp(z_v)) - z_label, z = x W^T.
+
+        x       (B, T, C)
+        weight  (R, C)   the rows that are held here, of V
+        labels  (B, T)   int64, IGNORE where nothing is learned
+        return  (1,) float32; its gradient reaches x through the rows held here alone
+
+    No more than LOGITS_AT_A_TIME of the B T R logits exist at any time.
+    """
+    return _LinearCrossEntropy.apply(x, weight, labels, rows, torch.is_grad_enabled())
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The loss and both gradients, a chunk of tokens after the other, all in the forward.
+
+    The backward would need the softmax again. It is there in the forward, so the gradients of a loss
+    of weight 1 are taken from it at once, (B, T, C) and (R, C), and the backward multiplies them by the
+    weight that the loss turns out to have. Three matrix products, as without chunks. Source: Hsu et
+    al. 2024, arXiv:2410.10989, section 3.2; over the ranks: arXiv:1909.08053, section 3.
+
+    Logits and softmax are float32 whatever the dtype of x; so is the sum over chunks of the weight's
+    gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, labels, rows, learning):
+        hidden, labels = x.flatten(0, 1), labels.flatten()
+        loss = torch.zeros(1, device=x.device)
+        if learning:
+            hidden_gradient = torch.empty_like(hidden)
+            weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
+        for part in _chunks(len(hidden), len(weight)):
+            part_loss, gradient = _chunk(hidden[part], weight, labels[part], rows)
+            loss += part_loss
+            if learning:
+                gradient = gradient.to(x.dtype)
+                torch.mm(gradient, weight, out=hidden_gradient[part])
+                _add_product(weight_gradient, gradient.t(), hidden[part])
+        if learning:
+            ctx.save_for_backward(hidden_gradient.view_as(x), weight_gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx, scale):
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        dtype = hidden_gradient.dtype
+        return (
+            (hidden_gradient * scale).to(dtype),
+            (weight_gradient * scale).to(dtype),
+            *(None, None, None),
+        )
+
+
+def _chunks(tokens: int, columns: int) -> list[slice]:
+    """The tokens in runs whose logits are within LOGITS_AT_A_TIME, one token at least."""
+    length = max(1, LOGITS_AT_A_TIME // columns)
+    return [slice(start, start + length) for start in range(0, tokens, length)]
+
+
+def _chunk(x: Tensor, weight: Tensor, labels: Tensor, rows: VocabularyRows):
+    """Summed loss () of a chunk of tokens x (n, C), and its gradient in the logits, (n, R).
+
+    Two exchanges of n numbers: the largest logit; then the sum of exponentials and the label's
+    logit, together. The gradient, softmax - onehot, is local.
+    """
+    z = F.linear(x, weight).float()
+    real = min(max(rows.vocab_size - rows.first, 0), len(weight))
+    z[:, real:] = -math.inf
+    z -= rows.maximum(z.amax(-1))[:, None]
+    column = labels - rows.first
+    elsewhere = (column < 0) | (column >= real)
+    column = column.masked_fill(elsewhere, 0)[:, None]
+    target = z.gather(-1, column).squeeze(-1).masked_fill(elsewhere, 0.0)
+    z.exp_()
+    total, target = rows.total(torch.stack((z.sum(-1), target)))
+    learned = labels != IGNORE
+    loss = torch.where(learned, total.log() - target, 0.0).sum()
+    z *= (learned / total)[:, None]
+    z.scatter_add_(-1, column, -(learned & ~elsewhere).float()[:, None])
+    return loss, z
+
+
+def _add_product(result: Tensor, a: Tensor, b: Tensor) -> None:
+    """result (float32) += a b, without a copy of the product where the dtypes allow."""
+    if a.dtype == result.dtype:
+        result.addmm_(a, b)
+    else:
+        result += a @ b

@@ -65,7 +65,8 @@ class Mesh:
     """The ranks of a job, as one rank sees them."""
 
     axes: DeviceMesh
-    """Three named axes: pipeline, data, tensor."""
+    """Named axes: pipeline, data, tensor; and whole, of size 1, over which a data rank that keeps whole
+    parameters divides them."""
     device: torch.device
     tied_group: dist.ProcessGroup | None
     """First and last stage at this rank's place: the two copies of the embedding. None where there
@@ -104,8 +105,9 @@ def start(parallel: ParallelConfig) -> Mesh:
     if not dist.is_initialized():
         _join(parallel, device)
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    shape = (pipeline, dist.get_world_size() // (tensor * pipeline), tensor)
-    axes = init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "data", "tensor"))
+    shape = (pipeline, dist.get_world_size() // (tensor * pipeline), 1, tensor)
+    names = ("pipeline", "data", "whole", "tensor")
+    axes = init_device_mesh(device.type, shape, mesh_dim_names=names)
     mesh = Mesh(axes, device, _tied_group(axes.mesh))
     dist.barrier()  # nobody writes before everybody has read what the run starts from
     return mesh

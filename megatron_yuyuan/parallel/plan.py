@@ -7,6 +7,7 @@ from torch.distributed.tensor import Shard
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.model.gpt2 import GPT2, initial_values
+from megatron_yuyuan.model.recomputation import Recomputation
 from megatron_yuyuan.parallel.cross_entropy import VocabParallelHead
 from megatron_yuyuan.parallel.data import divide_over_data
 from megatron_yuyuan.parallel.mesh import Mesh
@@ -53,14 +54,18 @@ def build_stages(config: Config, mesh: Mesh) -> list[GPT2]:
     with torch.device("meta"):
         model = GPT2(config.model, config.training.seed)
     keep_stage(model, mesh.rank("pipeline"), mesh.size("pipeline"))
-    axis = TensorAxis(mesh.axes["tensor"], config.parallel.sequence_parallel)
+    parallel = config.parallel
+    again = (parallel.recomputed, parallel.recompute_method, parallel.recompute_num_layers)
+    model.recompute(Recomputation(*again))
+    axis = TensorAxis(mesh.axes["tensor"], parallel.sequence_parallel)
     divide_over_tensor(model, axis)
     for name, unit in [(f"h.{i}.", block) for i, block in model.h.items()] + [("", model)]:
         own = [n for n, p in unit.named_parameters() if p.is_meta]
         _give_memory(unit, mesh.device)
         for parameter in own:
             _initialise(name + parameter, unit.get_parameter(parameter), config, axis)
-        divide_over_data(unit, mesh, config.training.bf16)
+        strategy = parallel.data_parallel_sharding_strategy
+        divide_over_data(unit, mesh, strategy, config.training.bf16)
     return [model]
 
 

@@ -1,0 +1,139 @@
+"""The loss in chunks: the value and the gradients of the loss in one piece, in bounded memory."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from megatron_yuyuan.config import IGNORE
+from megatron_yuyuan.model import loss as loss_module
+from megatron_yuyuan.model.loss import LanguageModelHead, VocabularyRows, linear_cross_entropy
+
+B, T, C, V, VOCAB = 3, 7, 16, 128, 101
+
+
+def inputs(dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, weight, labels; a third of the labels is not learned."""
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(B, T, C, generator=draw).to(dtype).requires_grad_()
+    weight = torch.randn(V, C, generator=draw).to(dtype).requires_grad_()
+    labels = torch.randint(0, VOCAB, (B, T), generator=draw)
+    labels.view(-1)[::3] = IGNORE
+    return x, weight, labels
+
+
+def in_one_piece(x, weight, labels) -> torch.Tensor:
+    logits = F.linear(x, weight[:VOCAB]).float().flatten(0, 1)
+    return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+@pytest.fixture(params=[1, 4 * V, 5 * V + 1, 1 << 24], ids=["1", "4", "5", "all"])
+def chunk(request, monkeypatch):
+    """Tokens of a chunk: one, a divisor of none, all."""
+    monkeypatch.setattr(loss_module, "LOGITS_AT_A_TIME", request.param)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=["float32", "bf16"]
+)
+def test_loss_and_gradients_are_those_of_all_logits_at_once(chunk, dtype, bound):
+    x, weight, labels = inputs(dtype)
+    total, count = LanguageModelHead(VOCAB)(x, weight, labels)
+    assert count.item() == 14
+    assert (total.dtype, total.shape) == (torch.float32, (1,))
+    (total / 3).sum().backward()
+    expected_x, expected_weight, _ = inputs(dtype)
+    expected = in_one_piece(expected_x, expected_weight, labels)
+    (expected / 3).backward()
+    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+    for actual, reference in ((x.grad, expected_x.grad), (weight.grad, expected_weight.grad)):
+        assert actual.dtype == dtype
+        difference = (actual.float() - reference.float()).abs().max()
+        assert difference <= 10 * bound * reference.float().abs().max()
+    assert not weight.grad[VOCAB:].any()
+
+
+def test_rows_held_apart_give_what_they_give_together():
+    """Two holders of half the rows, one after the other; what they exchange is computed beforehand."""
+    x, weight, labels = inputs()
+    logits = F.linear(x, weight[:VOCAB]).flatten(0, 1)
+    label = logits.gather(-1, labels.flatten().clamp(min=0)[:, None]).squeeze(-1)
+    largest = logits.amax(-1)
+    exchanged = torch.stack((torch.exp(logits - largest[:, None]).sum(-1), label - largest))
+
+    class Exchanged(VocabularyRows):
+        def maximum(self, x):
+            return largest
+
+        def total(self, x):
+            return exchanged
+
+    gradients = []
+    for first in (0, 64):
+        half = weight[first : first + 64].detach().requires_grad_()
+        own = x.detach().requires_grad_()
+        rows = Exchanged(VOCAB, first)
+        loss = linear_cross_entropy(own, half, labels, rows)
+        assert loss.item() == pytest.approx(in_one_piece(x, weight, labels).item(), rel=1e-6)
+        loss.sum().backward()
+        gradients.append((own.grad, half.grad))
+    in_one_piece(x, weight, labels).backward()
+    torch.testing.assert_close(gradients[0][0] + gradients[1][0], x.grad)
+    torch.testing.assert_close(torch.cat([g for _, g in gradients]), weight.grad)
+
+
+def test_a_batch_without_labels_to_learn_has_loss_and_gradient_zero():
+    x, weight, labels = inputs()
+    total, count = LanguageModelHead(VOCAB)(x, weight, torch.full_like(labels, IGNORE))
+    total.sum().backward()
+    assert total.item() == count.item() == 0
+    assert not x.grad.any()
+    assert not weight.grad.any()
+
+
+def test_gradients_reach_whoever_asks_again():
+    """A schedule that divides the backward runs it twice over the same graph."""
+    x, weight, labels = inputs()
+    loss = LanguageModelHead(VOCAB)(x, weight, labels)[0].sum()
+    [to_x] = torch.autograd.grad(loss, x, retain_graph=True)
+    [to_weight] = torch.autograd.grad(loss, weight)
+    in_one_piece(x, weight, labels).backward()
+    torch.testing.assert_close(to_x, x.grad)
+    torch.testing.assert_close(to_weight, weight.grad)
+
+
+class ShapesSeen(TorchDispatchMode):
+    """The shapes of everything that is computed inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.shapes.add(tuple(tensor.shape))
+        return result
+
+
+def test_no_more_logits_exist_than_were_allowed(monkeypatch):
+    monkeypatch.setattr(loss_module, "LOGITS_AT_A_TIME", 5 * V)
+    x, weight, labels = inputs()
+    with ShapesSeen() as seen:
+        LanguageModelHead(VOCAB)(x, weight, labels)[0].sum().backward()
+    logits = [shape for shape in seen.shapes if shape[-1:] in ((V,), (VOCAB,))]
+    assert max(torch.Size(shape).numel() for shape in logits if shape[0] != C) == 5 * V
+    with ShapesSeen() as seen:
+        in_one_piece(x, weight, labels).backward()
+    assert (B * T, VOCAB) in seen.shapes  # it would be seen
+
+
+def test_evaluation_computes_no_gradient():
+    x, weight, labels = inputs()
+    with torch.no_grad(), ShapesSeen() as seen:
+        LanguageModelHead(VOCAB)(x, weight, labels)
+    assert (V, C) not in seen.shapes
+    with ShapesSeen() as seen:
+        LanguageModelHead(VOCAB)(x, weight, labels)
+    assert (V, C) in seen.shapes  # the gradient of the weight
