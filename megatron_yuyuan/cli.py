@@ -36,11 +36,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        choice = re.match(r"argument (\S+): invalid choice: '([^']+)'", message)
         if unknown and not_yet(unknown[1]):
             raise refused_for_now(unknown[1], INSTEAD.get(unknown[1], ""))
-        if choice and not_yet(choice[2]):
-            raise refused_for_now(f"{choice[1]} {choice[2]}")
         if unknown:
             remedy = nearest(unknown[1], self._option_string_actions)
             raise ConfigError(f"unknown argument {unknown[1]}", "nothing reads it", remedy)
@@ -90,7 +87,7 @@ def add_config_argument(parser: argparse._ActionsContainer, name: str, **options
     """The flag of one field of `config.py`: its type, choices, default and help. `options` win."""
     _, declared = config_fields()[name]
     default = declared.default
-    shown = (" ".join(default) if isinstance(default, tuple) else str(default)) or "none"
+    shown = (" ".join(map(str, default)) if isinstance(default, tuple) else str(default)) or "none"
     text = f"{field_documentation()[name]} (default: {shown})"
     options = {"dest": name, "default": default, "help": text.replace("%", "%%")} | options
     if declared.type is bool:
@@ -98,6 +95,9 @@ def add_config_argument(parser: argparse._ActionsContainer, name: str, **options
         options["action"] = "store_true" if name.startswith("no_") else positive
     elif declared.type == tuple[str, ...]:
         options |= {"nargs": "+", "metavar": "PREFIX"}
+    elif declared.type == tuple[int, ...]:
+        words = declared.metadata["metavar"]
+        options |= {"type": int, "nargs": len(words), "metavar": words}
     else:
         choices = declared.metadata.get("choices")
         metavar = None if choices else declared.type.__name__.upper()

@@ -81,12 +81,35 @@ class ParallelConfig:
     """Ranks that share the layers, each holding a consecutive run of them."""
     sequence_parallel: bool = False
     """Divide LayerNorm, dropout and residual along T over the tensor ranks."""
+    data_parallel_sharding_strategy: str = field(
+        default="optim", metadata={"choices": ("no_shard", "optim", "optim_grads_params")}
+    )
+    """What a data rank holds. no_shard: all weights, gradients and moments. optim: its share of each at rest,
+    all weights during a step. optim_grads_params: its share, and the weights of a layer while it computes."""
+    recompute_activations: bool = False
+    """The same as recompute_granularity selective."""
+    recompute_granularity: str = field(
+        default="none", metadata={"choices": ("none", "selective", "full")}
+    )
+    """What the backward computes again instead of keeping it. selective: the core of attention; full: blocks."""
+    recompute_method: str = field(
+        default="none", metadata={"choices": ("none", "uniform", "block")}
+    )
+    """full by uniform: all blocks, recompute_num_layers at a time; by block: the first recompute_num_layers of
+    each stage."""
+    recompute_num_layers: int = 0
+    """See recompute_method."""
     device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
     """Where the model lives. auto: CUDA if there is one, else the CPU."""
     distributed_backend: str = field(default="auto", metadata={"choices": ("auto", "gloo", "nccl")})
     """Who carries the collectives. auto: nccl on CUDA, gloo on the CPU."""
     distributed_timeout_minutes: int = 10
     """A collective that waits longer than this ends the job."""
+
+    @property
+    def recomputed(self) -> str:
+        """What recompute_granularity and recompute_activations ask for together."""
+        return "selective" if self.recompute_activations else self.recompute_granularity
 
 
 @dataclass(frozen=True)
@@ -135,15 +158,29 @@ class OptimizerConfig:
     min_lr: float = 0.0
     """Learning rate at the end of the decay."""
     lr_decay_style: str = field(
-        default="cosine", metadata={"choices": ("constant", "linear", "cosine")}
+        default="cosine",
+        metadata={"choices": ("constant", "linear", "cosine", "inverse-square-root", "WSD")},
     )
-    """Shape of the decay from lr to min_lr."""
+    """Shape of the decay from lr to min_lr. WSD: lr is kept, and annealed at the end."""
     lr_decay_iters: int = 0
     """Iteration at which min_lr is reached. 0 means the last one."""
+    lr_decay_samples: int = 0
+    """The same in samples, with train_samples. 0 means train_samples."""
+    lr_wsd_decay_style: str = field(
+        default="exponential",
+        metadata={"choices": ("exponential", "linear", "cosine", "minus_sqrt")},
+    )
+    """Shape of the anneal under WSD."""
+    lr_wsd_decay_iters: int = 0
+    """Length of the anneal under WSD, which ends with the decay."""
+    lr_wsd_decay_samples: int = 0
+    """The same in samples, with train_samples."""
     lr_warmup_iters: int = 0
     """Iterations of linear warm-up from lr_warmup_init to lr."""
+    lr_warmup_samples: int = 0
+    """The same in samples, with train_samples."""
     lr_warmup_fraction: float = 0.0
-    """Warm-up as a share of the decay iterations (instead of lr_warmup_iters)."""
+    """Warm-up as a share of the decay (instead of lr_warmup_iters or lr_warmup_samples)."""
     lr_warmup_init: float = 0.0
     """Learning rate the warm-up starts from."""
     weight_decay: float = 0.01
@@ -167,10 +204,17 @@ class TrainingConfig:
     global_batch_size: int = 0
     """Samples of one optimizer step over all ranks. 0 means micro_batch_size times the data
     ranks."""
+    rampup_batch_size: tuple[int, ...] = field(
+        default=(), metadata={"metavar": ("START", "INCREMENT", "SAMPLES")}
+    )
+    """Begin with batches of START samples and add INCREMENT at equal distances, so that after SAMPLES they
+    have global_batch_size. The run is then counted in samples."""
     train_iters: int = 0
-    """Optimizer steps (or give epochs)."""
+    """Optimizer steps (or give train_samples or epochs)."""
+    train_samples: int = 0
+    """Samples to read (or give train_iters or epochs). The last, incomplete batch is left out."""
     epochs: float = 0.0
-    """Passes over the training set (or give train_iters)."""
+    """Passes over the training set (or give train_iters or train_samples)."""
     seed: int = 1234
     """Key of everything random: initial weights, data order, dropout."""
     bf16: bool = False
@@ -181,6 +225,16 @@ class TrainingConfig:
     """Largest number of global batches an evaluation reads; 0 switches evaluation off."""
     log_interval: int = 1
     """Iterations between lines on the console; metrics.jsonl gets every one."""
+    max_skipped_iterations: int = 0
+    """Steps of the whole run that may be passed over because their loss or gradient is not finite. The next
+    one ends the run."""
+    skip_loss_spikes: bool = False
+    """Pass over a step whose loss is more than 6 standard deviations above the mean of the last 128."""
+    exit_interval: int = 0
+    """Save and stop with status 75 after an iteration that is a multiple of this. 0: never."""
+    exit_duration_in_mins: int = 0
+    """Save and stop with status 75 after the first iteration that ends so many minutes after the start.
+    0: never."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +255,8 @@ class CheckpointConfig:
     checkpoint."""
     no_load_optim: bool = False
     """Load weights and position in the data but a fresh optimizer."""
+    override: bool = False
+    """Continue a run although settings that change its training have been changed."""
 
 
 @dataclass(frozen=True)
@@ -310,11 +366,8 @@ def _checked(value, declared: dataclasses.Field, source: str):
     kind = declared.type
     if kind is float and type(value) is int:
         value = float(value)
-    if (
-        kind == tuple[str, ...]
-        and isinstance(value, list)
-        and all(isinstance(item, str) for item in value)
-    ):
+    items = {tuple[str, ...]: str, tuple[int, ...]: int}.get(kind)
+    if items and isinstance(value, list) and all(type(item) is items for item in value):
         value = tuple(value)
     elif type(value) is not kind:
         name = getattr(kind, "__name__", str(kind))
@@ -322,8 +375,6 @@ def _checked(value, declared: dataclasses.Field, source: str):
             f"{source}: {declared.name} = {value!r} is not {name}", "types are checked", f"a {name}"
         )
     choices = declared.metadata.get("choices")
-    if choices and not_yet(str(value)):
-        raise refused_for_now(f"{source}: {declared.name} = {value!r}")
     if choices and value not in choices:
         raise ConfigError(
             f"{source}: {declared.name} = {value!r}", "not a known choice", ", ".join(choices)

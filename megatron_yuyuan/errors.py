@@ -13,6 +13,8 @@ class YuyuanError(Exception):
 
     status = 2
     """Of the process that ends with it."""
+    kind = "usage"
+    """`class` in SAVE/exit.json."""
 
     def __init__(self, what: str, why: str, remedy: str):
         super().__init__(what, why, remedy)
@@ -41,15 +43,31 @@ class ConfigErrors(ConfigError):
 class DataError(YuyuanError):
     """An input, a shard, a tokenizer or a checkpoint that is missing, damaged or does not fit."""
 
+    kind = "data"
+
 
 class UnsafeError(YuyuanError):
     """A file that would run code or leave its folder if it were opened as asked."""
+
+    kind = "unsafe"
 
 
 class LostError(YuyuanError):
     """A process was lost. What it had finished is saved: the same command, started again, goes on."""
 
     status = 75
+    kind = "rank_lost"
+
+
+class StoppedError(YuyuanError):
+    """The run was asked to stop and has saved its state: the same command, started again, goes on."""
+
+    status = 75
+
+    def __init__(self, what: str, why: str, remedy: str, stop):
+        super().__init__(what, why, remedy)
+        self.stop = stop
+        """train.stopping.Stop: who had which reason."""
 
 
 def refused_for_now(what: str, instead: str = "") -> ConfigError:

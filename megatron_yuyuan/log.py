@@ -2,6 +2,7 @@
 SAVE/metrics.jsonl."""
 
 import json
+import math
 import os
 import sys
 from datetime import datetime
@@ -17,7 +18,7 @@ SCHEMA = 1
 class Log:
     """The voice of a job. Only rank 0 speaks; every other rank holds a silent one.
 
-    An object of metrics.jsonl has `event` (step, evaluation, save, restart) and `schema`. Floats
+    An object of metrics.jsonl has `event` (step, skip, evaluation, save, restart) and `schema`. Floats
     are written with repr, so that equal strings mean equal bits. A line is written and flushed
     whole; a killed run may cut the last. The file is opened by the first event.
     """
@@ -28,6 +29,7 @@ class Log:
         self._console = speaks
         self.has_history = bool(self._path and self._path.exists() and self._path.stat().st_size)
         """The file held something before this run: a killed run's steps, perhaps."""
+        self._skipped = self._not_finite = 0  # since the last line of a step, as in Megatron-LM
 
     def line(self, text: str) -> None:
         """Print on rank 0. A reader who has gone (head, a closed terminal) does not end the run."""
@@ -54,6 +56,19 @@ class Log:
                 "a --save directory with room that may be written to",
             ) from None
 
+    def skip(self, values: dict) -> None:
+        """Say that a step was passed over, and count it; figures that are not finite become null."""
+        loss, norm = values["lm_loss"], values["grad_norm"]
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        self._skipped, self._not_finite = self._skipped + 1, self._not_finite + (not finite)
+        shown = {k: v if math.isfinite(v) else None for k, v in values.items() if type(v) is float}
+        self.event("skip", **values | shown)
+        first, last = values["samples"]
+        self.line(
+            f"warning: iteration {values['iteration']} skipped: {values['reason']}, loss {loss}, gradient "
+            f"norm {norm}, on samples {first} to {last}"
+        )
+
     @staticmethod
     def _open(path: Path) -> TextIO:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,9 +91,11 @@ class Log:
             f" global batch size: {values['global_batch_size']:5d} |"
             f" lm loss: {values['lm_loss']:.6E} |"
             f" loss scale: 1.0 | grad norm: {values['grad_norm']:.3f} |"
-            f" number of skipped iterations: {0:3d} | number of nan iterations: {0:3d} |"
+            f" number of skipped iterations: {self._skipped:3d} |"
+            f" number of nan iterations: {self._not_finite:3d} |"
             f" tokens/s: {values['tokens_per_second']:.0f} |"
         )
+        self._skipped = self._not_finite = 0
 
 
 def read_metrics(path: str | Path, event: str) -> list[dict]:

@@ -2,22 +2,18 @@
 
 NOT_YET = frozenset(
     """
-    --context-parallel-size --num-layers-per-virtual-pipeline-stage --rampup-batch-size
-    --train-samples --fp16 --loss-scale --initial-loss-scale --loss-scale-window --hysteresis
-    --num-workers --untie-embeddings-and-output-weights --save-retain-interval
-    --no-load-rng --async-save --exit-signal-handler --exit-signal --exit-duration-in-mins
-    --exit-interval --log-throughput --log-progress --tensorboard-dir --wandb-project
-    --iterations-to-skip --deterministic-mode --recompute-activations --recompute-granularity
-    --recompute-method --lr-warmup-samples --lr-decay-samples --partitions --keep-sequential-samples
+    --context-parallel-size --num-layers-per-virtual-pipeline-stage --fp16 --loss-scale
+    --initial-loss-scale --loss-scale-window --hysteresis --num-workers
+    --untie-embeddings-and-output-weights --save-retain-interval --no-load-rng --async-save
+    --exit-signal --log-throughput --log-progress --tensorboard-dir --wandb-project
+    --iterations-to-skip --deterministic-mode --partitions --keep-sequential-samples
     """.split()
 )
 """The feature is not built: refused with the words `not yet`, on the command line and in TOML."""
 
-NOT_YET_VALUES = frozenset({"inverse-square-root", "WSD"})
-"""The same, for values of flags that are built."""
-
 INSTEAD = {
     "--fp16": "--bf16",
+    "--exit-signal": "leave it out: SIGTERM and SIGUSR1 always save and stop",
     "--partitions": "--num-tasks and --task-index",
     "--keep-sequential-samples": "leave it out: documents always keep their order",
 }
@@ -28,17 +24,17 @@ NO_EFFECT = frozenset(
     --use-mcore-models --no-gradient-accumulation-fusion --use-flash-attn --overlap-grad-reduce
     --overlap-param-gather --manual-gc --no-masked-softmax-fusion
     --no-create-attention-mask-in-dataloader --use-cpu-initialization --use-distributed-optimizer
-    --verify-integrity --check-for-nan-in-loss-and-grad
+    --verify-integrity --check-for-nan-in-loss-and-grad --exit-signal-handler
     """.split()
 )
 """Flags without a value that ask for what happens here anyway, or for nothing: accepted with a warning.
-Adam's state is always divided over the data axis, checkpoints are always verified, a step that is not
-finite always ends the run, and the order of samples needs no cache."""
+Adam's state is divided over the data axis but under no_shard, checkpoints are always verified, a step that is not
+finite is never taken, signals always save and stop, and the order of samples needs no cache."""
 
 NO_EFFECT_WITH_VALUE = frozenset({"--transformer-impl", "--data-cache-path"})
 """The same, followed by a value."""
 
 
 def not_yet(name: str) -> bool:
-    """True for a flag or value of Megatron-LM whose feature is not built; with - or _, with -- or without."""
-    return name in NOT_YET_VALUES or "--" + name.lstrip("-").replace("_", "-") in NOT_YET
+    """True for a flag of Megatron-LM whose feature is not built; with - or _, with -- or without."""
+    return "--" + name.lstrip("-").replace("_", "-") in NOT_YET

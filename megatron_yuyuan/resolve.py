@@ -12,6 +12,7 @@ from megatron_yuyuan.config import CheckpointConfig, Config, ModelConfig, config
 from megatron_yuyuan.data import permutation
 from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer, read_tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
+from megatron_yuyuan.train.schedule import whole_batches
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,6 @@ def resolve(config: Config, tokenizer: Tokenizer, origin: Origin | None, ranks: 
         )
     else:
         config = config.replace(**_shape_of(origin, given))
-        if not origin.weights_only:
-            _same_samples(config, origin)
     if config.model.vocab_size < tokenizer.vocab_size:
         raise ConfigError(
             f"vocab_size={config.model.vocab_size}, but the tokenizer has {tokenizer.vocab_size}",
@@ -130,35 +129,67 @@ def _shape_of(origin: Origin, given: ModelConfig) -> dict:
     return {name: getattr(saved, name) for name in fixed}
 
 
-def _same_samples(config: Config, origin: Origin) -> None:
-    """Refuse to continue a run with other samples: consumed_samples would not name those it has
-    read. Raises ConfigError."""
-    saved = Config.from_dict(origin.state["config"])
-    for name in ("seed", "seq_length", "split"):
-        group = config_fields()[name][0]
-        old, new = (getattr(getattr(c, group), name) for c in (saved, config))
-        if old != new:
-            raise ConfigError(
-                f"{name}={new}, but {origin.path} was trained with {old}",
-                "its place in the data counts samples of another order",
-                f"--{name.replace('_', '-')} {old}, or --finetune to begin a new run",
-            )
-    for name in ("data_path", "train_data_path"):
-        old, new = (
-            " ".join(Path(word).name for word in getattr(c.data, name)) for c in (saved, config)
-        )
-        if old != new:
-            raise ConfigError(
-                f"{name} is {new or 'not given'}, but {origin.path} was trained on {old or 'another'}",
-                "its place in the data counts samples of another blend",
-                "the same shards and weights in the same order (folders may change), or --finetune",
-            )
-
-
-def resolve_epochs(config: Config, samples: int) -> Config:
-    """Turn epochs into train_iters, the last one perhaps not whole."""
+def resolve_length(config: Config, samples: int) -> Config:
+    """Turn epochs over so many samples into train_iters, or into train_samples if the batch grows.
+    The last batch goes on into the next epoch."""
     training = config.training
     if not training.epochs:
         return config
-    steps = math.ceil(training.epochs * samples / training.global_batch_size)
-    return config.replace(train_iters=steps, epochs=0.0)
+    total = math.ceil(training.epochs * samples)
+    if training.rampup_batch_size:
+        return config.replace(train_samples=whole_batches(total, training), epochs=0.0)
+    return config.replace(train_iters=math.ceil(total / training.global_batch_size), epochs=0.0)
+
+
+CHANGE_NOTHING = frozenset(
+    """
+    init_method_std valid_data_path tokenizer_type vocab_file merge_file tokenizer_model
+    micro_batch_size train_iters train_samples epochs eval_interval eval_iters log_interval
+    max_skipped_iterations exit_interval exit_duration_in_mins
+    """.split()
+)
+"""Settings that may differ when a run is continued. Any other of [data], [model], [optimizer] and
+[training] changes its training; none of [parallel] and [checkpoint] does."""
+
+
+def accept_changes(config: Config, origin: Origin | None) -> list[str]:
+    """Compare the resolved settings of a run with those of the checkpoint that it continues.
+
+    Raises ConfigError, naming every setting that would change the training silently, unless
+    --override; returns what is overridden.
+    """
+    if origin is None or origin.weights_only:
+        return []
+    saved = Config.from_dict(origin.state["config"])
+    old, new = _what_matters(saved), _what_matters(config)
+    changes = [f"{name} was {old[name]}, is {new[name]}" for name in new if old[name] != new[name]]
+    if changes and not config.checkpoint.override:
+        raise ConfigError(
+            f"{origin.path} was trained with other settings: {'; '.join(changes)}",
+            "going on with these would change the training, or read other samples, silently",
+            "the settings as they were; --override to go on with these; --finetune to begin a new run",
+        )
+    return changes
+
+
+def _what_matters(config: Config) -> dict[str, str]:
+    """{name: value as text} of every setting that decides what a run learns and when."""
+    groups = {g: getattr(config, g) for g in ("model", "data", "optimizer", "training")}
+    values = {
+        name: getattr(groups[group], name)
+        for name, (group, _) in config_fields().items()
+        if group in groups and name not in CHANGE_NOTHING
+    }
+    for name in ("data_path", "train_data_path"):  # folders may change
+        values[name] = tuple(Path(word).name for word in values[name])
+    optimizer, training = config.optimizer, config.training
+    if optimizer.lr_decay_style == "constant":
+        values["lr_decay_iters"] = values["lr_decay_samples"] = 0
+    elif training.train_samples:
+        values["lr_decay_samples"] = optimizer.lr_decay_samples or training.train_samples
+    else:
+        values["lr_decay_iters"] = optimizer.lr_decay_iters or training.train_iters
+    return {
+        name: (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "not given"
+        for name, value in values.items()
+    }

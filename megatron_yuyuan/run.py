@@ -14,15 +14,25 @@ from megatron_yuyuan.config import CheckpointConfig, Config
 from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
+from megatron_yuyuan.exit_report import exit_reported, forget_exit, stopped
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.plan import build_stages
-from megatron_yuyuan.resolve import Origin, resolve, resolve_epochs, run_tokenizer, starting_point
+from megatron_yuyuan.resolve import (
+    Origin,
+    accept_changes,
+    resolve,
+    resolve_length,
+    run_tokenizer,
+    starting_point,
+)
 from megatron_yuyuan.samples import borders, introduce_shards, question_samples, text_samples
 from megatron_yuyuan.train.loop import Trainer, train
 from megatron_yuyuan.train.optimizer import build_optimizer
+from megatron_yuyuan.train.schedule import train_iterations
 from megatron_yuyuan.train.state import TrainState
+from megatron_yuyuan.train.stopping import Stopping
 from megatron_yuyuan.validation import validate
 
 
@@ -37,14 +47,18 @@ def finetune(config: Config) -> None:
 
 
 def run(config: Config, samples) -> None:
-    """Assemble a run and take its steps. Raises YuyuanError for what a person must change."""
+    """Assemble a run and take its steps. Raises YuyuanError for what a person must change, and
+    StoppedError if it was asked to stop."""
+    stopping = Stopping(config.training)
+    forget_exit(config.checkpoint)
     ranks = mesh_module.world_size()
     origin = starting_point(config.checkpoint)
     tokenizer = run_tokenizer(config, origin)
     config = resolve(config, tokenizer, origin, ranks)
     validate(config, ranks)
     training_set, validation_set = samples(config, tokenizer)
-    config = resolve_epochs(config, len(training_set))
+    config = resolve_length(config, len(training_set))
+    overridden = accept_changes(config, origin)
 
     mesh = mesh_module.start(config.parallel)
     try:
@@ -54,17 +68,23 @@ def run(config: Config, samples) -> None:
         state = TrainState(stages, build_optimizer(stages, config.optimizer), mesh)
         if origin is not None:
             load_into(state, origin, config.checkpoint, log)
+        if overridden:
+            log.line(f"warning: overridden: {'; '.join(overridden)}")
         if config.checkpoint.save and mesh.is_main:  # only now: a failed start leaves nothing
             save_run_files(config, tokenizer)
         if state.iteration or log.has_history:
             log.event("restart", iteration=state.iteration)
-        train(
-            Trainer(config, state, borders(config, tokenizer)),
-            training_set,
-            validation_set,
-            lambda: save(config, state, tokenizer, log),
-            log,
-        )
+        with exit_reported(config.checkpoint, state):
+            stop = train(
+                Trainer(config, state, borders(config, tokenizer)),
+                training_set,
+                validation_set,
+                lambda: save(config, state, tokenizer, log),
+                stopping,
+                log,
+            )
+            if stop is not None:
+                raise stopped(stop, config.checkpoint, state)
     finally:
         mesh_module.stop()
 
@@ -77,6 +97,7 @@ def load_into(state: TrainState, origin: Origin, checkpoint: CheckpointConfig, l
         saved = origin.state
         steps = saved["optimizer_steps"] if with_moments else 0
         state.continue_after(saved["iteration"], saved["consumed_samples"], steps)
+        state.recall(saved)
     log.line(f"{'weights of' if origin.weights_only else 'continuing'} {origin.path}")
 
 
@@ -89,7 +110,8 @@ def save(config: Config, state: TrainState, tokenizer: Tokenizer, log: Log) -> N
         config.checkpoint.save,
         state.iteration,
         state.tensors(),
-        describe_run(config, tokenizer, state.consumed_samples, state.optimizer_steps),
+        describe_run(config, tokenizer, state.consumed_samples, state.optimizer_steps)
+        | state.history(),
     )
     seconds = time.perf_counter() - begun
     log.event("save", iteration=state.iteration, path=str(path), seconds=seconds)
@@ -116,10 +138,13 @@ def introduce(
         f"{model.padded_vocab_size}"
     )
     log.line(f"layout: {mesh.describe()}")
-    total = training.train_iters * training.global_batch_size
+    steps, size = train_iterations(training), f"{training.global_batch_size} samples"
+    total = training.train_samples or steps * training.global_batch_size
+    if training.rampup_batch_size:
+        size = f"{training.rampup_batch_size[0]} to {size}"
     log.line(
-        f"data: {len(training_set):,} samples of {length} tokens; {training.train_iters} steps of "
-        f"{training.global_batch_size} samples are {total / len(training_set):.2f} epochs; validation on "
+        f"data: {len(training_set):,} samples of {length} tokens; {steps} steps of {size} are "
+        f"{total / len(training_set):.2f} epochs; validation on "
         f"{f'{len(validation_set):,} samples' if validation_set else 'nothing'}"
     )
     introduce_shards(training_set, validation_set, total, log)

@@ -84,9 +84,16 @@ def test_no_shipped_configuration_is_left_out(repository):
 def test_a_resolved_configuration_reloads_equal():
     config = TINY.replace(
         data_path=("a b", 'c"\\d'), lr=1e-7, vocab_file="naïve\t\n.json", sequence_parallel=True
-    )
+    ).replace(rampup_batch_size=(2, 2, 50))
     assert Config.from_dict(tomllib.loads(config.to_toml())) == config
     assert Config.from_dict(config.to_dict()) == config
+
+
+def test_a_flag_of_three_numbers():
+    config = parse_config("", ["--rampup-batch-size", "2", "4", "50", "--seed", "3"])
+    assert (config.training.rampup_batch_size, config.training.seed) == ((2, 4, 50), 3)
+    with pytest.raises(ConfigError, match="rampup-batch-size"):
+        parse_config("", ["--rampup-batch-size", "2", "4"])
 
 
 def test_flags_win_over_files_and_later_files_over_earlier(tmp_path):
@@ -110,6 +117,7 @@ def test_flags_win_over_files_and_later_files_over_earlier(tmp_path):
         ("[training]\nbf16 = 1", "bf16 = 1 is not bool", "bool"),
         ('[parallel]\ndevice = "tpu"', "device = 'tpu'", "auto, cpu, cuda"),
         ("[data]\ndata_path = 3", "data_path = 3", ""),
+        ("[training]\nrampup_batch_size = [2, true]", "rampup_batch_size = [2, True]", ""),
         ("[model", "is not TOML", "mend"),
     ],
 )
@@ -143,12 +151,41 @@ def test_a_wrong_file_is_refused_with_a_remedy(tmp_path, text, what, remedy):
         ({"tensor_model_parallel_size": 2}, 3, "3 ranks cannot be divided", "4 ranks"),
         ({"global_batch_size": 7, "micro_batch_size": 2}, 1, "global_batch_size=7", "8"),
         ({"hidden_dropout": 1.0}, 1, "hidden_dropout=1.0", "0 to 0.9"),
-        ({"epochs": 1.0}, 1, "give train_iters or epochs", "--train-iters"),
-        ({"train_iters": 0}, 1, "give train_iters or epochs", "--train-iters"),
+        ({"epochs": 1.0}, 1, "give train_iters, train_samples or epochs", "--train-iters"),
+        ({"train_iters": 0}, 1, "give train_iters, train_samples or epochs", "--train-iters"),
         ({"lr_warmup_fraction": 0.1}, 1, "lr_warmup_iters or lr_warmup_fraction", "0.01"),
         ({"lr_warmup_fraction": 1.0, "lr_warmup_iters": 0}, 1, "lr_warmup_fraction=1.0", "0.01"),
         ({"adam_beta1": 1.5}, 1, "adam_beta1=1.5", "0.9"),
         ({"min_lr": 1.0}, 1, "min_lr=1.0 is above lr=0.01", "--min-lr"),
+        ({"train_samples": 80}, 1, "give train_iters, train_samples or epochs", "--train-iters"),
+        ({"train_iters": 0, "train_samples": 7}, 1, "train_samples=7 are fewer than the 8", "8"),
+        ({"train_iters": 0, "train_samples": 80}, 1, "lr_warmup_iters=2", "lr_warmup_samples"),
+        ({"lr_decay_samples": 80}, 1, "lr_decay_samples=80", "lr_decay_iters"),
+        (
+            {"lr_wsd_decay_iters": 2},
+            1,
+            "lr_decay_style WSD and lr_wsd_decay_iters together",
+            "both",
+        ),
+        (
+            {"lr_decay_style": "WSD"},
+            1,
+            "lr_decay_style WSD and lr_wsd_decay_iters together",
+            "both",
+        ),
+        (
+            {"lr_decay_style": "inverse-square-root", "lr_warmup_iters": 0},
+            1,
+            "inverse-square-root without a warm-up",
+            "0.01",
+        ),
+        ({"rampup_batch_size": (2, 2)}, 1, "rampup_batch_size=2 2", "three numbers"),
+        ({"rampup_batch_size": (2, 2, 0)}, 1, "rampup_batch_size=2 2 0", "three numbers"),
+        ({"rampup_batch_size": (8, 2, 50)}, 1, "starts with 8, and global_batch_size=8", "smaller"),
+        ({"rampup_batch_size": (2, 4, 50)}, 1, "grows from 2 by 4, and never is", "1, 2, 3 or 6"),
+        ({"rampup_batch_size": (2, 2, 50)}, 1, "rampup_batch_size and train_iters", "--epochs"),
+        ({"rampup_batch_size": (2, 3, 50)}, 2, "INCREMENT of rampup_batch_size=3 is not", "4"),
+        ({"rampup_batch_size": (3, 1, 50)}, 2, "START of rampup_batch_size=3 is not", "4"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_nearest_that_can(changes, ranks, what, remedy):

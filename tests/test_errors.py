@@ -23,7 +23,7 @@ def refused(command: tuple, what: str, ranks: int = 0) -> str:
 @pytest.fixture(scope="module")
 def trained(prepared, tmp_path_factory):
     save = tmp_path_factory.mktemp("trained") / "run"
-    run(*train_flags(prepared, save, "--train-iters", 1))
+    run(*train_flags(prepared, save, "--train-iters", 1, "--lr-decay-iters", 2))
     return save
 
 
@@ -93,14 +93,23 @@ def test_a_checkpoint_of_another_shape_or_tokenizer(prepared, trained, tmp_path)
 @pytest.mark.parametrize(
     ("flags", "what"),
     [
-        (("--seed", 99), "seed=99, but"),
-        (("--seq-length", 16), "seq_length=16, but"),
-        (("--split", "50,50,0"), "split=50,50,0, but"),
+        (("--seed", 99), "seed was 1234, is 99"),
+        (("--seq-length", 16), "seq_length was 32, is 16"),
+        (("--split", "50,50,0"), "split was 90,10,0, is 50,50,0"),
+        (
+            ("--global-batch-size", 4, "--hidden-dropout", 0),
+            "hidden_dropout was 0.1, is 0.0; global",
+        ),
+        (("--lr", 1e-3, "--adam-beta2", 0.95), "lr was 0.003, is 0.001; adam_beta2 was 0.999, is"),
+        (("--lr-decay-iters", 9), "lr_decay_iters was 2, is 9"),
+        (("--train-iters", 3), "lr_decay_iters was 2, is 3"),
+        (("--lr-decay-style", "linear"), "lr_decay_style was cosine, is linear"),
+        (("--eod-mask-loss", "--skip-loss-spikes"), "eod_mask_loss was False, is True; skip_loss_"),
         (("--layernorm-epsilon", 0.1), "layernorm_epsilon=0.1, but"),
         (("--ffn-hidden-size", 64), "ffn_hidden_size=64, but"),
     ],
 )
-def test_a_run_is_not_continued_with_other_samples_or_another_shape(
+def test_a_run_is_not_continued_with_other_settings_or_another_shape(
     prepared, trained, tmp_path, flags, what
 ):
     load = ("--load", trained, "--train-iters", 2)
@@ -108,20 +117,27 @@ def test_a_run_is_not_continued_with_other_samples_or_another_shape(
     assert not (tmp_path / "run").exists()
 
 
+def test_other_settings_can_be_insisted_on(prepared, trained, tmp_path):
+    load = ("--load", trained, "--train-iters", 3, "--seed", 99, "--override")
+    ended = run(*train_flags(prepared, tmp_path / "run", *load))
+    assert "overridden: lr_decay_iters was 2, is 3; seed was 1234, is 99" in ended.stdout
+    assert (tmp_path / "run" / "iter_0000003").exists()
+
+
 def test_a_run_is_not_continued_with_another_blend(prepared, trained, tmp_path):
     shard, load = prepared / "text_text_document", ("--load", trained, "--train-iters", 2)
     for words in ((0.5, shard, 0.5, shard), (shard, shard)):
         command = train_flags(prepared, tmp_path / "run", *load, "--data-path", *words)
-        refused(command, "was trained on text_text_document")
+        refused(command, "data_path was text_text_document, is")
     for file in prepared.glob("text_text_document.*"):
         shutil.copy(file, tmp_path)
-    moved = ("--data-path", tmp_path / "text_text_document")  # the same shard elsewhere
-    run(*train_flags(prepared, tmp_path / "run", *load, *moved))
+    moved = ("--data-path", tmp_path / "text_text_document")
+    run(*train_flags(prepared, tmp_path / "run", *load, *moved))  # the same shard elsewhere
 
 
 def test_a_checkpoint_is_chosen_by_number_or_refused(prepared, trained, tmp_path):
     refused(train_flags(prepared, trained, "--ckpt-step", 7), "no checkpoint of iteration 7")
-    load = ("--load", trained, "--ckpt-step", 1, "--ffn-hidden-size", 128, "--train-iters", 1)
+    load = ("--load", trained, "--ckpt-step", 1, "--ffn-hidden-size", 128, "--train-iters", 2)
     run(*train_flags(prepared, tmp_path / "run", *load))
 
 
@@ -184,3 +200,6 @@ def test_a_loss_that_is_not_finite_ends_the_run(prepared, tmp_path):
     flags = ("--lr", 1e30, "--lr-warmup-iters", 0, "--clip-grad", 0)
     refused(train_flags(prepared, tmp_path / "run", *flags), "gradient norm")
     assert not list((tmp_path / "run").glob("iter_*"))
+    report = json.loads((tmp_path / "run" / "exit.json").read_text())
+    assert (report["class"], report["status"], report["resume_from"]) == ("data", 2, None)
+    assert "gradient norm" in report["cause"]

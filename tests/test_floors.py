@@ -13,7 +13,7 @@ FLOORS = [
     {"train"},
     {"checkpoint"},
     {"evaluate"},
-    {"resolve", "samples"},
+    {"resolve", "samples", "exit_report"},
     {"run"},
 ]
 MODEL_MAY_IMPORT = {"torch", "math", "dataclasses", "config", "kernels", "model"}

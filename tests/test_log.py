@@ -90,6 +90,24 @@ def test_a_line_cut_by_a_kill_is_skipped_and_closed(tmp_path):
     assert [s["iteration"] for s in read_metrics(path, "step")] == [1, 2]
 
 
+def test_a_step_that_was_passed_over_is_an_event_and_counted_once(tmp_path, capsys):
+    log = Log(tmp_path, True)
+    skipped = FIGURES | {"lm_loss": float("nan"), "reason": "not finite", "samples": [0, 7]}
+    log.skip(skipped)
+    log.skip(FIGURES | {"reason": "loss spike", "samples": [8, 15]})
+    log.step(FIGURES, 10)
+    log.step(FIGURES, 10)
+    first, second = read_metrics(tmp_path / "metrics.jsonl", "skip")
+    assert (first["lm_loss"], first["grad_norm"], first["samples"]) == (None, 1.0, [0, 7])
+    assert second["lm_loss"] == FIGURES["lm_loss"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(
+        "warning: iteration 7 skipped: not finite, loss nan, gradient norm 1"
+    )
+    assert "| number of skipped iterations:   2 | number of nan iterations:   1 |" in lines[2]
+    assert "| number of skipped iterations:   0 | number of nan iterations:   0 |" in lines[3]
+
+
 def test_the_console_line_is_megatrons(capsys):
     Log(None, True).step(FIGURES, 10)
     line = capsys.readouterr().out

@@ -34,8 +34,8 @@ def uninterrupted(prepared, tmp_path_factory):
     return save
 
 
-def kill_after(iteration: int, command: tuple, save) -> None:
-    """Start a job of 4 ranks and kill -9 every process of it once it has taken `iteration` steps."""
+def started(iteration: int, command: tuple, save) -> subprocess.Popen:
+    """A job of 4 ranks that has taken `iteration` steps."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
     job = subprocess.Popen(
         [sys.executable, *launcher, *map(str, command)],
@@ -49,6 +49,12 @@ def kill_after(iteration: int, command: tuple, save) -> None:
         assert job.poll() is None, "the job ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    return job
+
+
+def kill_after(iteration: int, command: tuple, save) -> None:
+    """Kill -9 every process of a job of 4 ranks once it has taken `iteration` steps."""
+    job = started(iteration, command, save)
     workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
     for pid in [*map(int, workers), job.pid]:
         os.kill(pid, signal.SIGKILL)
@@ -70,6 +76,54 @@ def test_a_run_killed_between_checkpoints_resumes_bit_for_bit(prepared, uninterr
     assert validations[0] == validations[1]
 
 
+def exit_report(save) -> dict:
+    return json.loads((save / "exit.json").read_text())
+
+
+def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(prepared, uninterrupted, tmp_path):
+    save = tmp_path / "run"
+    command = train_flags(prepared, save, *LAYOUT)
+    job = started(2, command, save)
+    job.terminate()
+    job.wait()
+    report = exit_report(save)
+    assert (report["class"], report["status"], report["cause"]) == ("signal", 75, "SIGTERM")
+    assert 2 <= report["step"] < 12
+    assert (
+        report["resume_from"]
+        == str(find_checkpoint(save))
+        == str(save / f"iter_{report['step']:07d}")
+    )
+    run(*command, ranks=4)
+    assert step_lines(save) == step_lines(uninterrupted)
+    assert (exit_report(save)["class"], exit_report(save)["status"]) == ("done", 0)
+
+
+def test_a_run_in_portions_is_the_run_in_one(prepared, tmp_path):
+    """Its batch grows, the steps it passes over and the losses it remembers are kept, and what it
+    should have evaluated when it was stopped it evaluates."""
+    whole, portions = tmp_path / "whole", tmp_path / "portions"
+    ramp = ("--train-iters", 0, "--train-samples", 80, "--rampup-batch-size", 2, 2, 40)
+    ramp += ("--lr-warmup-iters", 0, "--lr-warmup-samples", 16, "--skip-loss-spikes")
+    run(*train_flags(prepared, whole, *ramp))
+    command = train_flags(prepared, portions, *ramp, "--exit-interval", 6)
+    ended = run(*command, status=75)
+    assert ended.stderr.startswith("error: stopped after iteration 6: exit_interval=6 on rank 0")
+    assert exit_report(portions)["class"] == "interval"
+    run(*command, status=75)
+    run(*command)
+    sizes = [s["global_batch_size"] for s in read_metrics(whole / "metrics.jsonl", "step")]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {2, 4, 6, 8}
+    assert 72 < sum(sizes) <= 80
+    assert step_lines(portions) == step_lines(whole)
+    evaluations = [read_metrics(s / "metrics.jsonl", "evaluation") for s in (whole, portions)]
+    assert len(evaluations[0]) > 2
+    assert evaluations[0] == evaluations[1]
+    last = json.loads((find_checkpoint(portions) / "state.json").read_text())
+    assert len(last["recent_losses"]) == len(sizes)
+
+
 @pytest.mark.parametrize("flags", [(), ("--tensor-model-parallel-size", 2, "--sequence-parallel")])
 def test_another_layout_continues_with_the_same_losses(prepared, uninterrupted, tmp_path, flags):
     save = tmp_path / "run"
@@ -88,10 +142,10 @@ def test_another_layout_continues_with_the_same_losses(prepared, uninterrupted, 
 def test_moments_begun_anew_are_counted_from_there(prepared, tmp_path):
     """Resumed after --no-load-optim, the optimizer's bias correction goes on where it was."""
     first, whole, parts = tmp_path / "first", tmp_path / "whole", tmp_path / "parts"
-    run(*train_flags(prepared, first, "--train-iters", 4))
+    decay = ("--lr-decay-iters", 12)
+    run(*train_flags(prepared, first, *decay, "--train-iters", 4))
     anew = ("--load", first, "--no-load-optim")
     run(*train_flags(prepared, whole, *anew))
-    decay = ("--lr-decay-iters", 12)
     run(*train_flags(prepared, parts, *anew, *decay, "--train-iters", 8))
     run(*train_flags(prepared, parts))
     assert step_lines(parts) == step_lines(whole)

@@ -13,25 +13,36 @@ from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.parallel.pipeline import Pipeline
 from megatron_yuyuan.train.optimizer import clip_gradients, gradient_norm, sum_tied_gradients
-from megatron_yuyuan.train.schedule import learning_rate
+from megatron_yuyuan.train.schedule import batch_size, learning_rate, train_iterations
+from megatron_yuyuan.train.spikes import WINDOW, is_spike
 from megatron_yuyuan.train.state import TrainState
+from megatron_yuyuan.train.stopping import Stop, Stopping
 
 
 class Trainer:
-    """Takes steps with a state. `config.training` has its train_iters and global_batch_size
-    resolved."""
+    """Takes steps with a state. `config.training` has its length and global_batch_size resolved."""
 
     def __init__(self, config: Config, state: TrainState, borders: Borders | None = None):
         self.config, self.state, self.mesh = config, state, state.mesh
-        self.borders = borders
-        self.pipeline = Pipeline(state.stages, self.mesh, config)
+        self.borders, self.batch_size = borders, 0
+        self._use_batches_of(config.training.global_batch_size)
+
+    def _use_batches_of(self, size: int) -> None:
+        """Read and compute global batches of so many samples: a pipeline is built for its number of
+        micro batches, and there is one at a time, for it holds buffers."""
+        if size == self.batch_size:
+            return
+        self.batch_size = size
+        self.pipeline = Pipeline(
+            self.state.stages, self.mesh, self.config.replace(global_batch_size=size)
+        )
 
     def batch(self, dataset: Dataset, consumed: int, limit: int | None = None):
         """This data rank's share of the global batch after `consumed` samples."""
         return read_batch(
             dataset,
             consumed,
-            self.config.training.global_batch_size,
+            self.batch_size,
             self.mesh.rank("data"),
             self.mesh.size("data"),
             self.mesh.device,
@@ -46,6 +57,7 @@ class Trainer:
         The loss is the sum over all learned tokens of the global batch divided by their number,
         which is known before the first backward. Raises DataError where there is none.
         """
+        self._use_batches_of(batch_size(self.state.consumed_samples, self.config.training))
         batch = self.batch(dataset, self.state.consumed_samples)
         tokens = torch.sum(batch.labels != IGNORE, dtype=torch.float64)
         dist.all_reduce(tokens, group=self.mesh.group("data"))
@@ -58,47 +70,83 @@ class Trainer:
             dist.broadcast(
                 loss, group=self.mesh.group("pipeline"), group_src=self.pipeline.stages - 1
             )
+        if self.mesh.size("tensor") > 1:  # one copy decides for all, whatever their last bit
+            dist.broadcast(loss, group=self.mesh.group("tensor"), group_src=0)
         sum_tied_gradients(self.state.stages, self.mesh)
         return loss.item(), gradient_norm(self.state.stages, self.mesh).item()
 
     def step(self, dataset: Dataset) -> dict:
-        """Take one optimizer step; return its figures. Raises DataError, before any update, if it
-        is not finite."""
-        training, optimizer = self.config.training, self.config.optimizer
+        """Take one optimizer step, or pass over it; return its figures, with `reason` and `samples`
+        if it was passed over.
+
+        A step is passed over if its loss or gradient is not finite, or, with skip_loss_spikes, if
+        its loss is a spike. Every rank decides alike, and none updates anything. Raises DataError
+        for a step that is not finite when max_skipped_iterations are used up.
+        """
         begun = time.perf_counter()
         loss, norm = self.gradients(dataset)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DataError(
-                f"iteration {self.state.iteration + 1}: loss {loss}, gradient norm {norm}",
-                "an update with them would destroy the weights; none was made",
-                "a lower --lr, a longer warm-up, or look at the samples from number "
-                f"{self.state.consumed_samples} on",
-            )
-        clip_gradients(self.state.stages, norm, optimizer.clip_grad)
-        rate = learning_rate(self.state.iteration + 1, training.train_iters, optimizer)
-        for group in self.state.optimizer.param_groups:
-            group["lr"] = rate
-        self.state.optimizer.step()
+        rate, reason = self._learning_rate(), self._reason_to_skip(loss, norm)
+        first = self.state.consumed_samples
+        if not reason:
+            self._update(norm, rate)
         self.state.iteration += 1
-        self.state.optimizer_steps += 1
-        self.state.consumed_samples += training.global_batch_size
+        self.state.consumed_samples += self.batch_size
         seconds = time.perf_counter() - begun
-        tokens = training.global_batch_size * self.config.data.seq_length
-        return {
+        figures = {
             "iteration": self.state.iteration,
             "lm_loss": loss,
             "grad_norm": norm,
             "learning_rate": rate,
-            "global_batch_size": training.global_batch_size,
+            "global_batch_size": self.batch_size,
             "consumed_samples": self.state.consumed_samples,
             "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
+            "tokens_per_second": self.batch_size * self.config.data.seq_length / seconds,
         }
+        passed_over = {"reason": reason, "samples": [first, self.state.consumed_samples - 1]}
+        return figures | passed_over if reason else figures
+
+    def _learning_rate(self) -> float:
+        """Of the step that is being taken."""
+        training, optimizer = self.config.training, self.config.optimizer
+        if training.train_samples:
+            position = self.state.consumed_samples + self.batch_size
+            return learning_rate(position, training.train_samples, optimizer)
+        return learning_rate(self.state.iteration + 1, training.train_iters, optimizer)
+
+    def _reason_to_skip(self, loss: float, norm: float) -> str:
+        """Why no update may be made with this gradient; empty if it may. Counts and remembers."""
+        state, training = self.state, self.config.training
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            if state.skipped_iterations >= training.max_skipped_iterations:
+                first = state.consumed_samples
+                raise DataError(
+                    f"iteration {state.iteration + 1}: loss {loss}, gradient norm {norm}, on samples "
+                    f"{first} to {first + self.batch_size - 1}",
+                    "an update with them would destroy the weights; none was made on any rank",
+                    "a lower --lr, a longer warm-up, --max-skipped-iterations "
+                    f"{state.skipped_iterations + 1}, or look at these samples",
+                )
+            state.skipped_iterations += 1
+            return "not finite"
+        if not training.skip_loss_spikes:
+            return ""
+        spike = is_spike(loss, state.recent_losses)
+        state.recent_losses = [*state.recent_losses, loss][-WINDOW:]
+        return "loss spike" if spike else ""
+
+    def _update(self, norm: float, rate: float) -> None:
+        """Clip the gradient, whose norm is known, and take the optimizer's step."""
+        clip_gradients(self.state.stages, norm, self.config.optimizer.clip_grad)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = rate
+        self.state.optimizer.step()
+        self.state.optimizer_steps += 1
 
     def evaluate(self, dataset: Dataset) -> dict:
         """Loss per learned token over the first eval_iters global batches of a dataset, each sample
         once. Raises DataError where nothing is learned, or the loss is not finite."""
         size = self.config.training.global_batch_size
+        self._use_batches_of(size)
         samples = min(len(dataset), self.config.training.eval_iters * size)
         total = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
         for consumed in range(0, samples, size):
@@ -141,31 +189,49 @@ def train(
     training_set: Dataset,
     validation_set: Dataset | None,
     save: Callable[[], None],
+    stopping: Stopping,
     log: Log,
-) -> None:
-    """Step until train_iters, evaluating and saving on the way and at the end."""
-    config, state = trainer.config, trainer.state
-    last = config.training.train_iters
+) -> Stop | None:
+    """Step to the end of the run, evaluating and saving on the way and there.
+
+    Returns why it was left earlier, with its state saved: after the step that was being taken, and
+    before the evaluation that was due, which could take longer than one who stops a run waits.
+    """
+    config, state, stop = trainer.config, trainer.state, None
+    last = train_iterations(config.training)
     if state.iteration >= last:
         log.line(f"nothing left to do: {state.iteration} of {last} iterations are taken")
-    if config.training.eval_iters == 0:
-        validation_set = None
-    while state.iteration < last:
+    evaluates = validation_set is not None and config.training.eval_iters > 0
+    if evaluates and state.evaluation_due:
+        _evaluate(trainer, validation_set, log)
+    while state.iteration < last and stop is None:
         figures = trainer.step(training_set)
-        log.event("step", **figures)
+        if "reason" in figures:
+            log.skip(figures)
+        else:
+            log.event("step", **figures)
         if state.iteration % config.training.log_interval == 0 or state.iteration == last:
             log.step(figures, last)
-        if validation_set is not None and _due(
+        if state.iteration < last:
+            stop = stopping.agreed(state.iteration, trainer.mesh.device)
+        state.evaluation_due = evaluates and _due(
             state.iteration, config.training.eval_interval, last
-        ):
-            figures = trainer.evaluate(validation_set)
-            log.event("evaluation", **figures)
-            log.line(
-                f" validation loss at iteration {state.iteration} | lm loss value: "
-                f"{figures['validation_loss']:.6E} | lm loss PPL: {figures['validation_perplexity']:.6E} |"
-            )
-        if _due(state.iteration, config.checkpoint.save_interval, last):
+        )
+        if state.evaluation_due and stop is None:
+            _evaluate(trainer, validation_set, log)
+        if stop is not None or _due(state.iteration, config.checkpoint.save_interval, last):
             save()
+    return stop
+
+
+def _evaluate(trainer: Trainer, validation_set: Dataset, log: Log) -> None:
+    figures = trainer.evaluate(validation_set)
+    trainer.state.evaluation_due = False
+    log.event("evaluation", **figures)
+    log.line(
+        f" validation loss at iteration {figures['iteration']} | lm loss value: "
+        f"{figures['validation_loss']:.6E} | lm loss PPL: {figures['validation_perplexity']:.6E} |"
+    )
 
 
 def _due(iteration: int, interval: int, last: int) -> bool:

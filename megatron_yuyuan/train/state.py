@@ -1,7 +1,7 @@
-"""What a run is at a moment: the divided model, its optimizer, and two numbers."""
+"""What a run is at a moment: the divided model, its optimizer, and a few numbers."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,7 +25,14 @@ class TrainState:
     consumed_samples: int = 0
     """Samples read; the place in the data."""
     optimizer_steps: int = 0
-    """Steps that the optimizer's moments have seen; fewer than iteration if they were begun anew."""
+    """Steps that the optimizer's moments have seen; fewer than iteration if they were begun anew, or if
+    steps were passed over."""
+    skipped_iterations: int = 0
+    """Steps passed over because their loss or gradient was not finite."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Losses of the last steps, if spikes are watched for; see train/spikes.py."""
+    evaluation_due: bool = False
+    """The run was stopped when it should have evaluated; it does so when it goes on."""
 
     def tensors(self, with_moments: bool = True) -> dict[str, Tensor]:
         """Every tensor of a checkpoint by name, divided as it lies here: `model.NAME`,
@@ -58,6 +65,19 @@ class TrainState:
         self.optimizer_steps = optimizer_steps
         for _, parameter in named_parameters(self.stages):
             self.moments(parameter)["step"].fill_(optimizer_steps)
+
+    def history(self) -> dict:
+        """What state.json keeps of the steps before, beside their number."""
+        return {
+            "skipped_iterations": self.skipped_iterations,
+            "recent_losses": self.recent_losses,
+            "evaluation_due": self.evaluation_due,
+        }
+
+    def recall(self, document: dict) -> None:
+        """Take the history from a state.json; an older one has none."""
+        for name, value in self.history().items():
+            setattr(self, name, document.get(name, value))
 
 
 def named_parameters(stages: list[GPT2]) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -1,0 +1,72 @@
+"""exit.json says how a run ended, and only of the run that ended."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from megatron_yuyuan.config import CheckpointConfig
+from megatron_yuyuan.errors import ConfigError, DataError, StoppedError
+from megatron_yuyuan.exit_report import EXIT_FILE, exit_reported, forget_exit, stopped
+from megatron_yuyuan.train.stopping import Stop
+
+SIGNAL = Stop("signal", "SIGUSR1", 3, "node7")
+
+
+def state(is_main: bool = True):
+    return SimpleNamespace(iteration=812, mesh=SimpleNamespace(is_main=is_main))
+
+
+def report_of(directory, error=None, is_main: bool = True) -> dict | None:
+    """What a run that ends so leaves in a directory with one checkpoint."""
+    (directory / "iter_0000812").mkdir(exist_ok=True)
+    (directory / "iter_0000812" / "manifest.json").touch()
+    checkpoint = CheckpointConfig(save=str(directory))
+    try:
+        with exit_reported(checkpoint, state(is_main)):
+            if error:
+                raise error
+    except type(error):
+        pass
+    path = directory / EXIT_FILE
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "status", "cause"),
+    [
+        (None, "done", 0, "every iteration is taken"),
+        (DataError("a", "b", "c"), "data", 2, "a"),
+        (ConfigError("a", "b", "c"), "usage", 2, "a"),
+        (StoppedError("a", "b", "c", SIGNAL), "signal", 75, "SIGUSR1"),
+    ],
+)
+def test_every_end_is_reported(tmp_path, error, kind, status, cause):
+    report = report_of(tmp_path, error)
+    assert (report["class"], report["status"], report["cause"]) == (kind, status, cause)
+    assert (report["step"], report["resume_from"]) == (812, str(tmp_path / "iter_0000812"))
+    assert (report["rank"], report["host"] == "node7") == (
+        (3, True) if status == 75 else (0, False)
+    )
+
+
+def test_only_rank_0_reports_and_a_bug_is_no_report(tmp_path):
+    assert report_of(tmp_path, is_main=False) is None
+    assert report_of(tmp_path, ZeroDivisionError()) is None
+
+
+def test_a_run_that_starts_forgets_how_the_one_before_ended(tmp_path):
+    assert report_of(tmp_path) is not None
+    forget_exit(CheckpointConfig(save=str(tmp_path)))
+    assert not (tmp_path / EXIT_FILE).exists()
+    forget_exit(CheckpointConfig(save=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_who_stopped_the_run_and_what_is_left_of_it(tmp_path):
+    error = stopped(SIGNAL, CheckpointConfig(), state())
+    assert error.what == "stopped after iteration 812: SIGUSR1 on rank 3 (node7)"
+    assert error.why == "its state is lost: there is no --save"
+    report_of(tmp_path)
+    saved = stopped(SIGNAL, CheckpointConfig(save=str(tmp_path)), state())
+    assert saved.why == f"its state is saved in {tmp_path / 'iter_0000812'}"

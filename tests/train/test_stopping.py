@@ -1,0 +1,83 @@
+"""A run that is asked to stop: every rank after the same step, with its state saved."""
+
+import os
+import signal
+
+import pytest
+from tiny import TINY, Layout, RandomText, build_trainer
+
+from megatron_yuyuan.log import Log
+from megatron_yuyuan.train import stopping as stopping_module
+from megatron_yuyuan.train.loop import train
+from megatron_yuyuan.train.stopping import Stopping
+
+CONFIG = TINY.replace(save_interval=0, eval_interval=2, eval_iters=1)
+
+
+class Signalling(RandomText):
+    """Samples of which one sends a signal to the rank that reads it."""
+
+    def __init__(self, sample: int, number: int):
+        super().__init__()
+        self.sample, self.number = sample, number
+
+    def __getitem__(self, number: int):
+        if number == self.sample:
+            os.kill(os.getpid(), self.number)
+        return super().__getitem__(number)
+
+
+def run_of(config, signalled: tuple[int, int] | None = None, put_off: bool = False):
+    """(stop, iterations after which the run saved, evaluated, evaluation still due).
+
+    signalled: a sample, and the signal that the rank that reads it gets.
+    """
+    training_set = Signalling(*signalled) if signalled else RandomText()
+    trainer, stopping = build_trainer(config), Stopping(config.training)
+    saved, evaluated = [], []
+    evaluate = trainer.evaluate
+
+    def counted(dataset):
+        evaluated.append(trainer.state.iteration)
+        return evaluate(dataset)
+
+    def save():
+        os.kill(os.getpid(), signal.SIGTERM)  # one more signal, while the state is saved
+        saved.append(trainer.state.iteration)
+
+    trainer.evaluate, trainer.state.evaluation_due = counted, put_off
+    stop = train(trainer, training_set, RandomText(), save, stopping, Log(None, False))
+    return stop, saved, evaluated, trainer.state.evaluation_due
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
+def test_a_signal_to_one_rank_stops_all_after_the_step(ranks, number):
+    config = Layout(data=2).of(CONFIG)
+    stop, saved, evaluated, due = ranks.run(2, run_of, config, (8 + 5, number))
+    assert (stop.kind, stop.cause, stop.rank) == ("signal", number.name, 1)  # 13: its share
+    assert stop.host
+    assert (saved, evaluated, due) == ([2], [], True)
+
+
+def test_an_evaluation_that_was_put_off_comes_first(ranks):
+    stop, saved, evaluated, due = ranks.run(1, run_of, CONFIG, None, True)
+    assert (stop, saved, evaluated, due) == (None, [5], [0, 2, 4, 5], False)
+
+
+def test_an_interval_stops_but_not_at_the_end(ranks):
+    stop, saved, *_ = ranks.run(2, run_of, Layout(pipeline=2).of(CONFIG.replace(exit_interval=3)))
+    assert (stop.kind, stop.cause, stop.rank, saved) == ("interval", "exit_interval=3", 0, [3])
+    assert ranks.run(1, run_of, CONFIG.replace(exit_interval=5))[:2] == (None, [5])
+
+
+def late_run(config):
+    """A clock that runs a minute between any two looks."""
+    minutes = iter(range(1000))
+    stopping_module.time.monotonic = lambda: 60.0 * next(minutes)
+    return run_of(config)
+
+
+def test_a_duration_stops_the_run(ranks):
+    stop, saved, *_ = ranks.run(1, late_run, CONFIG.replace(exit_duration_in_mins=2))
+    assert (stop.kind, stop.cause) == ("duration", "exit_duration_in_mins=2")
+    assert saved == [3]  # the first look after more than two minutes
