@@ -99,6 +99,7 @@ def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(prepared, uninte
     assert (exit_report(save)["class"], exit_report(save)["status"]) == ("done", 0)
 
 
+@pytest.mark.slow
 def test_a_run_in_portions_is_the_run_in_one(prepared, tmp_path):
     """Its batch grows, the steps it passes over and the losses it remembers are kept, and what it
     should have evaluated when it was stopped it evaluates."""
@@ -139,6 +140,7 @@ def test_another_layout_continues_with_the_same_losses(prepared, uninterrupted, 
         assert mine["consumed_samples"] == step["consumed_samples"]
 
 
+@pytest.mark.slow
 def test_moments_begun_anew_are_counted_from_there(prepared, tmp_path):
     """Resumed after --no-load-optim, the optimizer's bias correction goes on where it was."""
     first, whole, parts = tmp_path / "first", tmp_path / "whole", tmp_path / "parts"

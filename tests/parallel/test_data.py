@@ -31,7 +31,7 @@ def alone(ranks):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("layout", [Layout(1, 2, 2, True), Layout(2, 2)], ids=str)
+@pytest.mark.parametrize("layout", [Layout(2, 2)], ids=str)
 def test_any_strategy_takes_the_steps_of_one_process(ranks, alone, layout, strategy):
     compare(ranks, alone, layout, strategy)
 

@@ -20,6 +20,8 @@ CASES = {
     "pp2dp2tp1-block-briefly": (Layout(2, 2), BLOCK | BRIEFLY),
     "pp2dp1tp2-uniform": (Layout(2, 1, 2), UNIFORM),
 }
+LONGER = ("pp1dp2tp2sp-selective", "pp2dp1tp2-uniform")
+"""Run by make test-all."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,13 @@ def alone(ranks):
     return ranks.run(1, five_steps, DROPOUT)
 
 
-@pytest.mark.parametrize(("layout", "options"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        pytest.param(*case, id=name, marks=pytest.mark.slow if name in LONGER else ())
+        for name, case in CASES.items()
+    ],
+)
 def test_recomputation_changes_no_step(ranks, alone, layout, options):
     gradients, figures = ranks.run(layout.ranks, five_steps, layout.of(DROPOUT).replace(**options))
     difference, name = largest_difference(gradients, alone[0])
