@@ -14,7 +14,7 @@ from megatron_yuyuan.errors import LostError, YuyuanError
 Task = TypeVar("Task")
 Tell = Callable[[object], None]
 
-TASKS_OF_A_PROCESS = 64
+TASKS_OF_A_PROCESS = 16
 """After which another takes its place: what libraries keep in memory does not add up."""
 LOST = object()
 
