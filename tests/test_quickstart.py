@@ -9,6 +9,7 @@ from megatron_yuyuan.log import read_metrics
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow  # two minutes: make quickstart runs the same
 def test_the_quickstart_teaches_a_tiny_model_to_answer(tmp_path):
     out = tmp_path / "quick start"
     ended = run(ROOT / "examples" / "quickstart.py", out)
