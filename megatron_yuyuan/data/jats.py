@@ -8,7 +8,7 @@ from lxml import etree
 
 from megatron_yuyuan.data.cleaning import clean, without_notice
 from megatron_yuyuan.data.pubmed import number_of, says_retracted
-from megatron_yuyuan.data.xml_elements import read_elements, text_of
+from megatron_yuyuan.data.xml_elements import at_least_one, read_elements, text_of
 from megatron_yuyuan.errors import DataError
 
 MATHML = "{http://www.w3.org/1998/Math/MathML}"
@@ -63,16 +63,13 @@ def read_jats(path: str | Path) -> Iterator[Article]:
     Raises DataError (see `read_elements`; no article in the file) and UnsafeError (entity
     declarations). Source: https://jats.nlm.nih.gov/archiving/tag-library/1.3/
     """
-    is_empty = True
-    for element in read_elements(path, ("article",), _name, longest=LONGEST):
-        is_empty = False
-        yield _article(element)
-    if is_empty:
-        raise DataError(
-            f"{path}: no article in it",
-            "JATS holds an article element",
-            "an .nxml file of PMC, or --input-format if this is another kind",
-        )
+    none = DataError(
+        f"{path}: no article in it",
+        "JATS holds an article element",
+        "an .nxml file of PMC, or --input-format if this is another kind",
+    )
+    articles = read_elements(path, ("article",), _name, longest=LONGEST)
+    yield from map(_article, at_least_one(articles, none))
 
 
 def _name(element: etree._Element) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from lxml import etree
 
 from megatron_yuyuan.data.cleaning import clean, without_notice
-from megatron_yuyuan.data.xml_elements import read_elements, text_of
+from megatron_yuyuan.data.xml_elements import at_least_one, read_elements, text_of
 from megatron_yuyuan.errors import DataError
 
 CITATIONS, DELETIONS = ("MedlineCitation", "BookDocument"), ("DeleteCitation", "DeleteDocument")
@@ -103,19 +103,16 @@ def read_pubmed(path: str | Path) -> Iterator[Citation]:
     good PMID, no citation at all) and UnsafeError (entity declarations). Source:
     https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html
     """
-    is_empty = True
-    for element in read_elements(path, CITATIONS + DELETIONS, _name):
-        is_empty = False
+    none = DataError(
+        f"{path}: no citation in it",
+        "PubMed XML holds MedlineCitation elements",
+        "a file of the PubMed baseline, or --input-format if this is another kind",
+    )
+    for element in at_least_one(read_elements(path, CITATIONS + DELETIONS, _name), none):
         if element.tag in DELETIONS:
             yield from map(_deletion, element.iterchildren("PMID"))
         else:
             yield _citation(element)
-    if is_empty:
-        raise DataError(
-            f"{path}: no citation in it",
-            "PubMed XML holds MedlineCitation elements",
-            "a file of the PubMed baseline, or --input-format if this is another kind",
-        )
 
 
 def _name(element: etree._Element) -> str:

@@ -60,6 +60,18 @@ def read_elements(
                 parser, document, is_safe = _parser(tags), document + 1, False
 
 
+def at_least_one(
+    elements: Iterator[etree._Element], otherwise: DataError
+) -> Iterator[etree._Element]:
+    """The elements. Raises `otherwise` at their end if there was none."""
+    is_empty = True
+    for element in elements:
+        is_empty = False
+        yield element
+    if is_empty:
+        raise otherwise
+
+
 def text_of(element: etree._Element | None) -> str:
     """All text in an element, inline markup dropped, cleaned. Empty for None."""
     if element is None:
