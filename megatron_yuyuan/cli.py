@@ -14,7 +14,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from megatron_yuyuan.config import Config, config_fields, load_toml, nearest
+from megatron_yuyuan.config import Config, config_fields
+from megatron_yuyuan.config_toml import load_toml, nearest, to_toml
 from megatron_yuyuan.errors import ConfigError, YuyuanError, refused_for_now
 from megatron_yuyuan.megatron_flags import INSTEAD, NO_EFFECT, NO_EFFECT_WITH_VALUE, not_yet
 
@@ -78,7 +79,7 @@ def parse_config(description: str, args: Sequence[str] | None = None) -> Config:
     }
     config = Config().replace(**values)
     if show:
-        print(config.to_toml())
+        print(to_toml(config))
         sys.exit(0)
     return config
 

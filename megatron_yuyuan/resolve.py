@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_yuyuan.checkpoint.dcp import find_checkpoint, read_state, require_checkpoint
 from megatron_yuyuan.config import CheckpointConfig, Config, ModelConfig, config_fields
+from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.data import permutation
 from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer, read_tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
@@ -112,7 +113,7 @@ def resolve(config: Config, tokenizer: Tokenizer, origin: Origin | None, ranks: 
 
 def _shape_of(origin: Origin, given: ModelConfig) -> dict:
     """The model's shape in a checkpoint. Raises ConfigError where flags or files say otherwise."""
-    saved = Config.from_dict({"model": origin.state["config"]["model"]}).model
+    saved = from_dict({"model": origin.state["config"]["model"]}).model
     fixed = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size")
     fixed += ("max_position_embeddings", "vocab_size")
     fixed += ("make_vocab_size_divisible_by", "layernorm_epsilon")
@@ -160,7 +161,7 @@ def accept_changes(config: Config, origin: Origin | None) -> list[str]:
     """
     if origin is None or origin.weights_only:
         return []
-    saved = Config.from_dict(origin.state["config"])
+    saved = from_dict(origin.state["config"])
     old, new = _what_matters(saved), _what_matters(config)
     changes = [f"{name} was {old[name]}, is {new[name]}" for name in new if old[name] != new[name]]
     if changes and not config.checkpoint.override:

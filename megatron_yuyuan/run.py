@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megatron_yuyuan.checkpoint.dcp import describe_run, load_tensors, save_checkpoint
 from megatron_yuyuan.config import CheckpointConfig, Config
+from megatron_yuyuan.config_toml import to_toml
 from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
@@ -122,7 +123,7 @@ def save_run_files(config: Config, tokenizer: Tokenizer) -> None:
     """Beside the checkpoints: the resolved configuration and the tokenizer."""
     directory = Path(config.checkpoint.save)
     with AtomicFiles() as files:
-        files.open(directory / "config.toml").write(config.to_toml().encode())
+        files.open(directory / "config.toml").write(to_toml(config).encode())
     kept = directory / "tokenizer"
     if not kept.exists() or read_tokenizer(kept).fingerprint != tokenizer.fingerprint:
         tokenizer.save(kept)

@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 FLOORS = [
-    {"__version__", "errors", "megatron_flags", "config", "validation", "cli", "log"},
+    {
+        "__version__",
+        "errors",
+        "megatron_flags",
+        "config",
+        "config_toml",
+        "validation",
+        "cli",
+        "log",
+    },
     {"data", "kernels"},
     {"model"},
     {"parallel"},

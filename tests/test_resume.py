@@ -12,7 +12,8 @@ import pytest
 from commands import run, train_flags
 
 from megatron_yuyuan.checkpoint.dcp import TRACKER, find_checkpoint
-from megatron_yuyuan.config import Config, load_toml
+from megatron_yuyuan.config import Config
+from megatron_yuyuan.config_toml import from_dict, load_toml
 from megatron_yuyuan.log import read_metrics
 
 LAYOUT = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2)
@@ -164,6 +165,6 @@ def test_a_finished_run_started_again_changes_nothing(prepared, uninterrupted):
 def test_the_run_directory_reloads_as_its_configuration(uninterrupted):
     config = Config().replace(**load_toml(uninterrupted / "config.toml"))
     saved = json.loads((uninterrupted / "iter_0000012" / "state.json").read_text())
-    assert Config.from_dict(saved["config"]) == config
+    assert from_dict(saved["config"]) == config
     assert (config.training.train_iters, config.model.vocab_size) == (12, 300)
     assert (uninterrupted / "tokenizer" / "tokenizer.json").exists()

@@ -27,7 +27,7 @@ from megatron_yuyuan.checkpoint.hf_format import (
 )
 from megatron_yuyuan.checkpoint.model import EXPORT_NOTES, LoadedModel, load_model
 from megatron_yuyuan.checkpoint.model_card import model_card
-from megatron_yuyuan.config import Config
+from megatron_yuyuan.config_toml import from_dict, to_toml
 from megatron_yuyuan.errors import ConfigError, DataError
 from megatron_yuyuan.model.gpt2 import GPT2
 
@@ -122,7 +122,7 @@ def import_directory(hf_directory: str | Path, run_directory: str | Path) -> Pat
         tensors = {f"model.{name}": tensor for name, tensor in loaded.model.state_dict().items()}
         loaded.tokenizer.save(partial / "tokenizer")
         (partial / "config.toml").write_text(
-            Config.from_dict(loaded.state["config"]).to_toml(), encoding="utf-8"
+            to_toml(from_dict(loaded.state["config"])), encoding="utf-8"
         )
         save_checkpoint(partial, 0, tensors, loaded.state)
     return Path(run_directory)

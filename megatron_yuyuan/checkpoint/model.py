@@ -16,6 +16,7 @@ from megatron_yuyuan.checkpoint.dcp import (
 )
 from megatron_yuyuan.checkpoint.hf_format import read_directory, read_json
 from megatron_yuyuan.config import Config, ModelConfig
+from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
 from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
@@ -67,7 +68,7 @@ def load_model(
             "its embedding belongs to other tokens",
             "the tokenizer directory that the run wrote",
         )
-    model = _empty(Config.from_dict({"model": state["config"]["model"]}).model, device)
+    model = _empty(from_dict({"model": state["config"]["model"]}).model, device)
     load_tensors(path, {f"model.{name}": tensor for name, tensor in model.state_dict().items()})
     return LoadedModel(model, tokenizer, QuestionTemplate.from_dict(state["template"]), state, path)
 

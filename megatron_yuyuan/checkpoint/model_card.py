@@ -2,7 +2,7 @@
 its limits."""
 
 from megatron_yuyuan.checkpoint.model import LoadedModel
-from megatron_yuyuan.config import Config
+from megatron_yuyuan.config_toml import from_dict
 
 CARD = """---
 language: en
@@ -69,7 +69,7 @@ def model_card(loaded: LoadedModel, name: str) -> str:
 def _training(state: dict) -> str:
     if not state["iteration"]:
         return "These weights were imported; how they were trained is not known here."
-    config = Config.from_dict(state["config"])
+    config = from_dict(state["config"])
     start = (
         "from the weights of another run" if config.checkpoint.finetune else "from fresh weights"
     )

@@ -20,6 +20,7 @@ from megatron_yuyuan.checkpoint.hf import (
 from megatron_yuyuan.checkpoint.hf_format import model_config
 from megatron_yuyuan.checkpoint.model import LoadedModel, load_model
 from megatron_yuyuan.config import Config
+from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.data.template import QuestionTemplate
 from megatron_yuyuan.data.tokenizer import Tokenizer, train_bpe
 from megatron_yuyuan.errors import ConfigError, DataError, UnsafeError
@@ -341,7 +342,7 @@ def test_an_imported_model_computes_what_transformers_does(foreign, tokenizer, t
     state = read_state(imported.path)
     assert not state["optimizer"] and state["iteration"] == 0
     assert state["tokenizer"]["fingerprint"] == tokenizer.fingerprint
-    assert Config.from_dict(state["config"]).model == imported.model.config
+    assert from_dict(state["config"]).model == imported.model.config
     again = export_directory(imported, tmp_path / "back")
     theirs, ours = (
         load_file(directory / "model.safetensors"),

@@ -5,7 +5,8 @@ import torch
 from tiny import TINY
 
 from megatron_yuyuan.checkpoint.hf_format import from_huggingface
-from megatron_yuyuan.config import IGNORE, Config, ModelConfig, load_toml
+from megatron_yuyuan.config import IGNORE, Config, ModelConfig
+from megatron_yuyuan.config_toml import load_toml
 from megatron_yuyuan.kernels.philox import name_key, normal
 from megatron_yuyuan.model.gpt2 import GPT2, KeyValueCache, init_weights
 
