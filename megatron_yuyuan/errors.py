@@ -46,6 +46,12 @@ class DataError(YuyuanError):
     kind = "data"
 
 
+class SpaceError(DataError):
+    """A disk or a quota without room for what is to be written."""
+
+    kind = "space"
+
+
 class UnsafeError(YuyuanError):
     """A file that would run code or leave its folder if it were opened as asked."""
 

@@ -3,7 +3,7 @@
     {"class": "signal", "status": 75, "step": 812, "cause": "SIGTERM", "host": "node7", "rank": 0,
      "resume_from": "runs/pubmed/iter_0000812"}
 
-class: done, signal, interval, duration, usage, data or unsafe. status: 0 done, 2 a person must change
+class: done, signal, interval, duration, usage, data, space or unsafe. status: 0 done, 2 a person must change
 something, 75 start the same command again. A run removes the file when it starts, so that one which
 is killed, or ends by a bug of ours, leaves none.
 """

@@ -4,13 +4,24 @@ Everything here happens before a process group exists, alike on every rank.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint, read_state, require_checkpoint
+from torch import Tensor
+
+from megatron_yuyuan.checkpoint import hf_start
+from megatron_yuyuan.checkpoint.dcp import (
+    find_checkpoint,
+    load_tensors,
+    read_state,
+    require_checkpoint,
+)
 from megatron_yuyuan.config import CheckpointConfig, Config, ModelConfig, config_fields
 from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.data import permutation
+from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer, read_tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
 from megatron_yuyuan.train.schedule import whole_batches
@@ -24,7 +35,31 @@ class Origin:
     weights_only: bool
     """Begin a new run with its weights, instead of continuing it."""
     state: dict
-    """Its state.json."""
+    """Its state.json; of a Hugging Face directory only `config` and `tokenizer`."""
+    tokenizer: Path | None
+    """The directory of its tokenizer; None where it brings none."""
+    load: Callable[[dict[str, Tensor]], None]
+    """Fills tensors, as they lie on a rank, in place."""
+
+
+def _checkpoint(path: Path, weights_only: bool) -> Origin:
+    """A checkpoint of ours as the place to start from."""
+    load = partial(load_tensors, path)
+    return Origin(path, weights_only, read_state(path), path.parent / "tokenizer", load)
+
+
+def _huggingface(checkpoint: CheckpointConfig) -> Origin:
+    """The directory of --load hf:DIR as the place to start from. Raises DataError and UnsafeError."""
+    path = Path(checkpoint.load.removeprefix(hf_start.PREFIX))
+    if checkpoint.ckpt_step:
+        raise ConfigError(
+            f"ckpt_step={checkpoint.ckpt_step} and load={checkpoint.load}",
+            "a Hugging Face directory holds one model",
+            "leave --ckpt-step out",
+        )
+    state = hf_start.describe_huggingface(path)
+    tokenizer = path if state["tokenizer"] else None
+    return Origin(path, True, state, tokenizer, partial(hf_start.load_huggingface, path))
 
 
 def starting_point(checkpoint: CheckpointConfig) -> Origin | None:
@@ -32,13 +67,17 @@ def starting_point(checkpoint: CheckpointConfig) -> Origin | None:
 
     --load DIR continues what is there, or ends the run. With --finetune its weights begin a new
     run, which a restart continues from --save. Without --load a run continues from --save, or
-    begins fresh. --ckpt-step chooses among the checkpoints of --load, or else of --save.
+    begins fresh. --ckpt-step chooses among the checkpoints of --load, or else of --save. --load
+    hf:DIR always begins a new run.
     """
     step, own = checkpoint.ckpt_step or None, None
+    foreign = checkpoint.load.startswith(hf_start.PREFIX)
     if checkpoint.save and step and not checkpoint.load:
         own = require_checkpoint(checkpoint.save, step)
     elif checkpoint.save:
         own = find_checkpoint(checkpoint.save)
+    if foreign and own is None:
+        return _huggingface(checkpoint)
     if checkpoint.finetune and own is None:
         if not checkpoint.load:
             raise ConfigError(
@@ -46,13 +85,13 @@ def starting_point(checkpoint: CheckpointConfig) -> Origin | None:
                 "finetuning starts from the weights of another run",
                 "--load RUN_DIRECTORY of the pretraining",
             )
-        path = require_checkpoint(checkpoint.load, step)
-        return Origin(path, True, read_state(path))
-    if checkpoint.load and not checkpoint.finetune:
+        return _checkpoint(require_checkpoint(checkpoint.load, step), True)
+    if checkpoint.load and not (checkpoint.finetune or foreign):
         own = require_checkpoint(checkpoint.load, step)
     if own is None:
         return None
-    state = read_state(own)
+    origin = _checkpoint(own, False)
+    state = origin.state
     if state["data_order"] != permutation.VERSION:
         raise DataError(
             f"{own} read its data in order {state['data_order']}, this code uses "
@@ -66,7 +105,7 @@ def starting_point(checkpoint: CheckpointConfig) -> Origin | None:
             "a run cannot be continued without its optimizer state",
             "--finetune to begin a new run with its weights, or --no-load-optim",
         )
-    return Origin(own, False, state)
+    return origin
 
 
 def run_tokenizer(config: Config, origin: Origin | None) -> Tokenizer:
@@ -74,16 +113,17 @@ def run_tokenizer(config: Config, origin: Origin | None) -> Tokenizer:
     the checkpoint's."""
     data = config.data
     configured = data.tokenizer_model or data.vocab_file or data.merge_file
-    if configured or origin is None:
+    if configured or origin is None or origin.tokenizer is None:
         tokenizer = open_tokenizer(data)
     else:
-        tokenizer = read_tokenizer(origin.path.parent / "tokenizer")
-    if origin and origin.state["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
+        tokenizer = read_tokenizer(origin.tokenizer)
+    theirs = origin and origin.state["tokenizer"]
+    if theirs and theirs["fingerprint"] != tokenizer.fingerprint:
         raise DataError(
-            f"{origin.path} was trained with tokenizer {origin.state['tokenizer']['fingerprint']}, not "
+            f"{origin.path} was trained with tokenizer {theirs['fingerprint']}, not "
             f"{tokenizer.fingerprint}",
             "its embedding belongs to other tokens",
-            f"leave the tokenizer out: the checkpoint's own is in {origin.path.parent / 'tokenizer'}",
+            f"leave the tokenizer out: the checkpoint's own is in {origin.tokenizer}",
         )
     return tokenizer
 
@@ -106,7 +146,7 @@ def resolve(config: Config, tokenizer: Tokenizer, origin: Origin | None, ranks: 
         raise ConfigError(
             f"vocab_size={config.model.vocab_size}, but the tokenizer has {tokenizer.vocab_size}",
             "every token needs a row of the embedding",
-            "leave --vocab-size out",
+            "leave --vocab-size out, or the tokenizer of the model that the run starts from",
         )
     return config
 
@@ -142,11 +182,21 @@ def resolve_length(config: Config, samples: int) -> Config:
     return config.replace(train_iters=math.ceil(total / training.global_batch_size), epochs=0.0)
 
 
+def require_validation(config: Config, samples: Dataset | None) -> None:
+    """Raises ConfigError where the best checkpoints are to be kept and nothing judges them."""
+    if config.checkpoint.keep_best and samples is None:
+        raise ConfigError(
+            f"keep_best={config.checkpoint.keep_best}, but there is nothing to validate on",
+            "the best are those of lowest validation loss",
+            "--valid-data-path, a --split with a second part, or --keep-last",
+        )
+
+
 CHANGE_NOTHING = frozenset(
     """
     init_method_std valid_data_path tokenizer_type vocab_file merge_file tokenizer_model
     micro_batch_size train_iters train_samples epochs eval_interval eval_iters log_interval
-    max_skipped_iterations exit_interval exit_duration_in_mins
+    initial_loss_scale max_skipped_iterations exit_interval exit_duration_in_mins
     """.split()
 )
 """Settings that may differ when a run is continued. Any other of [data], [model], [optimizer] and

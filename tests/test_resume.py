@@ -16,15 +16,17 @@ from megatron_yuyuan.config import Config
 from megatron_yuyuan.config_toml import from_dict, load_toml
 from megatron_yuyuan.log import read_metrics
 
+OF_THE_MACHINE = ("seconds", "tokens_per_second", "tflops_per_device", "mfu", "memory_bytes",
+                  "eta_seconds")  # fmt: skip
 LAYOUT = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2)
 
 
 def step_lines(save) -> dict[int, str]:
-    """Iteration -> the figures of its line as text, but for those of the clock."""
-    clock = ("seconds", "tokens_per_second")
+    """Iteration -> the figures of its line as text, but for those of clock and memory."""
     steps = read_metrics(save / "metrics.jsonl", "step")
     return {
-        s["iteration"]: json.dumps({k: v for k, v in s.items() if k not in clock}) for s in steps
+        s["iteration"]: json.dumps({k: v for k, v in s.items() if k not in OF_THE_MACHINE})
+        for s in steps
     }
 
 
@@ -62,10 +64,17 @@ def kill_after(iteration: int, command: tuple, save) -> None:
     job.wait()
 
 
-def test_a_run_killed_between_checkpoints_resumes_bit_for_bit(prepared, uninterrupted, tmp_path):
+@pytest.mark.parametrize(
+    ("after", "flags"),
+    [(6, ()), pytest.param(9, ("--async-save", "--keep-last", 1), marks=pytest.mark.slow)],
+    ids=["at_once", "background"],
+)
+def test_a_run_killed_between_checkpoints_resumes_bit_for_bit(
+    prepared, uninterrupted, tmp_path, after, flags
+):
     save = tmp_path / "run"
-    command = train_flags(prepared, save, *LAYOUT)
-    kill_after(6, command, save)
+    command = train_flags(prepared, save, *LAYOUT, *flags)
+    kill_after(after, command, save)
     assert find_checkpoint(save).name in ("iter_0000004", "iter_0000008")
     assert not (save / "iter_0000012").exists()
     run(*command, ranks=4)

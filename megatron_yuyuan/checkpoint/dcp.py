@@ -14,7 +14,6 @@ shape, so any layout loads what any layout saved. docs/checkpoint_format.md has 
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import warnings
 from contextlib import contextmanager, suppress
@@ -25,35 +24,20 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
+from megatron_yuyuan.checkpoint.metadata import SafeReader
+from megatron_yuyuan.checkpoint.ranks import Ranks
+from megatron_yuyuan.checkpoint.space import NO_SPACE, checkpoint_bytes, no_space, require_space
+from megatron_yuyuan.checkpoint.writer import DigestingWriter
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data import permutation
 from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
 from megatron_yuyuan.data.tokenizer import Tokenizer
-from megatron_yuyuan.errors import DataError, UnsafeError
+from megatron_yuyuan.errors import DataError
 
 FORMAT_VERSION = 1
 TRACKER = "latest_checkpointed_iteration.txt"
-_TENSOR_CLASSES = {
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
-    "pathlib": {"PosixPath", "WindowsPath"},
-    "pathlib._local": {"PosixPath", "WindowsPath"},
-}
-"""What DCP's .metadata is made of; beside these it names dtypes of torch."""
 
 
 def checkpoint_path(directory: str | Path, iteration: int) -> Path:
@@ -67,7 +51,7 @@ def find_checkpoint(directory: str | Path, iteration: int | None = None) -> Path
 
     Whole means that it has its manifest, which is written last.
     """
-    whole = _whole(directory)
+    whole = whole_checkpoints(directory)
     if iteration is not None:
         path = checkpoint_path(directory, iteration)
         return path if path in whole else None
@@ -80,7 +64,7 @@ def find_checkpoint(directory: str | Path, iteration: int | None = None) -> Path
     return whole[-1] if whole else None
 
 
-def _whole(directory: str | Path) -> list[Path]:
+def whole_checkpoints(directory: str | Path) -> list[Path]:
     """Checkpoints with their manifest, in order; not one being written (.tmp) or replaced (.old)."""
     found = (p.parent for p in Path(directory).glob("iter_*/manifest.json"))
     return sorted(p for p in found if p.suffix == "")
@@ -91,7 +75,7 @@ def require_checkpoint(directory: str | Path, iteration: int | None = None) -> P
     path = find_checkpoint(directory, iteration)
     if path is None:
         which = f"of iteration {iteration} " if iteration is not None else ""
-        found = [p.name for p in _whole(directory)]
+        found = [p.name for p in whole_checkpoints(directory)]
         raise DataError(
             f"no checkpoint {which}in {directory}",
             "it was named as the place to start from",
@@ -144,51 +128,77 @@ def describe_run(
 
 
 def save_checkpoint(
-    directory: str | Path, iteration: int, tensors: dict[str, Tensor], document: dict
+    directory: str | Path,
+    iteration: int,
+    tensors: dict[str, Tensor],
+    document: dict,
+    group: dist.ProcessGroup | None = None,
 ) -> Path:
     """Write one checkpoint, on every rank of the job together (or by one process without a process
     group).
 
-    tensors: by name, DTensors or plain; document: the rest of state.json. Atomic: nothing that
-    looks whole exists before everything is on the disk. Raises DataError on the rank that could not
-    write.
+    tensors: by name, DTensors or plain; document: the rest of state.json; group: see `Ranks`.
+    Atomic: nothing that looks whole exists before everything is on the disk, and what was begun and
+    failed is removed. Raises DataError on every rank alike, and of these SpaceError where there is
+    no room: before the first byte if so few are free, else when the disk says so.
     """
-    final = checkpoint_path(directory, iteration)
+    final, ranks = checkpoint_path(directory, iteration), Ranks(group)
     partial = final.with_name(final.name + ".tmp")
-    first = _rank() == 0
+    needed = checkpoint_bytes(tensors, ranks)
+    writer = DigestingWriter(partial)
     try:
-        if first:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        _barrier()
+        ranks.on_first(lambda: _begin(partial, needed))
         with _quiet():
             dcp.save(
                 tensors,
-                storage_writer=dcp.FileSystemWriter(partial),
+                storage_writer=writer,
+                process_group=group,
                 no_dist=not dist.is_initialized(),
             )
-        if first:
-            state = {"format_version": FORMAT_VERSION, "iteration": iteration, **document}
-            (partial / "state.json").write_text(
-                json.dumps(state, indent=1) + "\n", encoding="utf-8"
-            )
-        _barrier()
-        manifest = _digests(partial)
-        if first:
-            (partial / "manifest.json").write_text(
-                json.dumps(manifest, indent=1) + "\n", encoding="utf-8"
-            )
-            _publish(partial, final)
-            with AtomicFiles() as files:
-                files.open(Path(directory) / TRACKER).write(str(iteration).encode())
-        _barrier()
+        digests = {n: entry for part in ranks.gathered(writer.digests) for n, entry in part.items()}
+        state = {"format_version": FORMAT_VERSION, "iteration": iteration, **document}
+        ranks.on_first(lambda: _finish(partial, final, state, digests))
     except (OSError, CheckpointException) as error:
-        raise DataError(
-            f"cannot write the checkpoint {final}: {error}",
-            "its place refused it; the one before it stands",
-            "a --save directory with room that may be written to",
-        ) from None
+        if ranks.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise _refused(final, error) from None
     return final
+
+
+def _begin(partial: Path, needed: int) -> None:
+    """Make an empty directory where there is room for so many bytes."""
+    shutil.rmtree(partial, ignore_errors=True)
+    require_space(partial.parent, needed)
+    partial.mkdir(parents=True)
+
+
+def _finish(partial: Path, final: Path, state: dict, digests: dict[str, dict]) -> None:
+    """Add to the tensors what makes a checkpoint of them, and publish it."""
+    _write_json(partial / "state.json", state)
+    digests = digests | {"state.json": _digest(partial / "state.json")}
+    _write_json(partial / "manifest.json", digests)
+    _publish(partial, final)
+    with AtomicFiles() as files:
+        files.open(final.parent / TRACKER).write(str(state["iteration"]).encode())
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _refused(final: Path, error: OSError | CheckpointException) -> DataError:
+    """The error for a checkpoint that its place did not take."""
+    causes = [error]
+    if isinstance(error, CheckpointException):
+        causes = [found for found, _ in error.failures.values()]
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.errno in NO_SPACE:
+            return no_space(final, str(cause.strerror))
+    return DataError(
+        f"cannot write the checkpoint {final}: {'; '.join(sorted({str(c) for c in causes}))}",
+        "its place refused it; the one before it stands",
+        "a --save directory with room that may be written to",
+    )
 
 
 def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -199,7 +209,7 @@ def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     (damaged, a name or shape that does not fit) and UnsafeError (metadata that would run code).
     """
     _verify(path)
-    reader = _Reader(path)
+    reader = SafeReader(path)
     try:
         with _quiet():
             dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
@@ -223,49 +233,23 @@ def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         ) from None
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
-    """Opens DCP's own .metadata, a pickle, and nothing in it but the classes that describe
-    tensors."""
-
-    def find_class(self, module: str, name: str):
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or name in _TENSOR_CLASSES.get(module, ()):
-            return super().find_class(module, name)
-        raise UnsafeError(
-            f"a checkpoint's .metadata names {module}.{name}",
-            "opening it would run code",
-            "a checkpoint from a source you trust",
-        )
-
-
-class _Reader(dcp.FileSystemReader):
-    """DCP's reader with its metadata opened safely, once, before DCP takes over."""
-
-    def __init__(self, path: Path):
-        super().__init__(path)
-        with (path / ".metadata").open("rb") as stream:
-            self._metadata = _RestrictedUnpickler(stream).load()
-
-    def read_metadata(self, *args, **kwargs) -> Metadata:
-        self._metadata.storage_meta = self._metadata.storage_meta or StorageMeta()
-        self._metadata.storage_meta.load_id = self.load_id
-        return self._metadata
-
-
 def _digests(path: Path) -> dict[str, dict]:
     """{file name: {"bytes", "sha256"}} of a directory, as rank 0 lists it; the ranks share the
     reading."""
-    names = [sorted(p.name for p in path.iterdir() if p.name != "manifest.json")]
-    if dist.is_initialized():
-        dist.broadcast_object_list(names, src=0)
-    mine = {}
-    for name in names[0][_rank() :: _ranks()]:
-        with (path / name).open("rb") as stream:
-            mine[name] = {
-                "bytes": os.path.getsize(path / name),
-                "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
-            }
-    return {name: entry for part in _gathered(mine) for name, entry in sorted(part.items())}
+    ranks, mine = Ranks(), {}
+    names = ranks.on_first(
+        lambda: sorted(p.name for p in path.iterdir() if p.name != "manifest.json")
+    )
+    for name in names[ranks.rank :: ranks.size]:
+        mine[name] = _digest(path / name)
+    return {name: entry for part in ranks.gathered(mine) for name, entry in sorted(part.items())}
+
+
+def _digest(path: Path) -> dict:
+    """{"bytes", "sha256"} of a file."""
+    with path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        return {"bytes": stream.tell(), "sha256": sha256}
 
 
 def _verify(path: Path) -> None:
@@ -293,22 +277,27 @@ def _verify(path: Path) -> None:
 
 def _publish(partial: Path, final: Path) -> None:
     """Put a whole directory under its name: every file and the directory itself on the disk
-    first."""
+    first, and the new name on the disk when it returns."""
     for entry in (*partial.iterdir(), partial):
-        descriptor = os.open(entry, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    for left in final.parent.glob("iter_*.tmp"):  # of a run that was killed while it saved
-        if left != partial:
+        _sync(entry)
+    for left in (*final.parent.glob("iter_*.tmp"), *final.parent.glob("iter_*.old")):
+        if left != partial:  # of a run that was killed while it saved, or removed one
             shutil.rmtree(left, ignore_errors=True)
     if final.exists():  # the same iteration saved again after a restart: the old one makes way
         aside = final.with_name(final.name + ".old")
-        shutil.rmtree(aside, ignore_errors=True)
         os.rename(final, aside)
         os.rename(partial, final)
         shutil.rmtree(aside)
     else:
         os.rename(partial, final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 @contextmanager
@@ -317,24 +306,3 @@ def _quiet():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def _gathered(value) -> list:
-    if not dist.is_initialized():
-        return [value]
-    values: list = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_yuyuan.checkpoint.dcp import save_checkpoint
+from megatron_yuyuan.checkpoint.hf_directory import read_directory
 from megatron_yuyuan.checkpoint.hf_format import (
     from_huggingface,
     huggingface_config,
-    read_directory,
     to_huggingface,
 )
 from megatron_yuyuan.checkpoint.model import EXPORT_NOTES, LoadedModel, load_model
@@ -109,7 +109,7 @@ def import_directory(hf_directory: str | Path, run_directory: str | Path) -> Pat
     GPT-2; returns it.
 
     `--load RUN --finetune` then starts from it in any layout. Raises ConfigError: the run directory
-    exists and is not empty; DataError and UnsafeError as `hf_format.read_directory`.
+    exists and is not empty; DataError and UnsafeError as `hf_directory.read_directory`.
     """
     if not (Path(hf_directory) / "config.json").exists():
         raise DataError(

@@ -1,4 +1,4 @@
-"""Hugging Face's GPT-2 on disk: names and layout of its tensors, config.json, weight files.
+"""Hugging Face's GPT-2: names and layout of its tensors, and config.json.
 
     ours                       Hugging Face's                     what changes
     wte.weight (V, C)          transformer.wte.weight             rows from vocab_size on are cut, or filled with zeros
@@ -8,23 +8,17 @@
     the rest                   ...                                nothing
     no head: it is wte         lm_head.weight, if there, is wte   not written
 
-Nothing of a directory is ever run: config.json is JSON, weights are safetensors or opened with
-weights_only. Source of the layout: Hugging Face transformers, models/gpt2 (Conv1D and
-GPT2Attention).
+Source of the layout: Hugging Face transformers, models/gpt2 (Conv1D and GPT2Attention). The files
+are opened by `hf_directory`.
 """
 
-import json
-import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_yuyuan.config import ModelConfig
-from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
-from megatron_yuyuan.errors import DataError, UnsafeError
+from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.model.gpt2 import GPT2
 
 PREFIX = "transformer."
@@ -67,39 +61,49 @@ def to_huggingface(state_dict: dict[str, Tensor], config: ModelConfig) -> dict[s
     return renamed
 
 
-def from_huggingface(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The inverse of `to_huggingface`; padding rows of the embedding are zeros.
+class HuggingFaceWeights:
+    """Hugging Face's tensors, each under our name and in our layout when it is asked for.
 
     Names may lack `transformer.`; lm_head.weight is accepted where it is the embedding, and masks
     that old files hold are passed over. Raises DataError: a tensor is missing, unknown or of
     another shape, or the head is not tied.
     """
-    given = {
-        name.removeprefix(PREFIX): t
-        for name, t in tensors.items()
-        if not name.endswith(OLD_BUFFERS)
-    }
-    head = given.pop("lm_head.weight", None)
-    _check_tensors(given, config)
-    if head is not None and not torch.equal(head, given["wte.weight"]):
-        raise DataError(
-            "lm_head.weight differs from wte.weight",
-            "this GPT-2 predicts with its embedding",
-            "a model with tie_word_embeddings true",
-        )
-    ours = {}
-    for name, tensor in given.items():
+
+    def __init__(self, tensors: dict[str, Tensor], config: ModelConfig):
+        self._config = config
+        self._given = {
+            name.removeprefix(PREFIX): tensor
+            for name, tensor in tensors.items()
+            if not name.endswith(OLD_BUFFERS)
+        }
+        head = self._given.pop("lm_head.weight", None)
+        _check_shapes(self._given, config)
+        if head is not None and not torch.equal(head, self._given["wte.weight"]):
+            raise DataError(
+                "lm_head.weight differs from wte.weight",
+                "this GPT-2 predicts with its embedding",
+                "a model with tie_word_embeddings true",
+            )
+        self.names = tuple(self._given)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One tensor, of the dtype it has; padding rows of the embedding are zeros."""
+        tensor, config = self._given[name], self._config
         if name.endswith(TRANSPOSED):
             tensor = tensor.t()
         if ".c_attn." in name:
             tensor = _regroup(tensor, 3, config.num_attention_heads)
         if name == "wte.weight":
-            padding = tensor.new_zeros(
-                config.padded_vocab_size - config.vocab_size, config.hidden_size
-            )
-            tensor = torch.cat([tensor, padding])
-        ours[name] = tensor.contiguous()
-    return ours
+            padding = config.padded_vocab_size - config.vocab_size
+            tensor = torch.cat([tensor, tensor.new_zeros(padding, config.hidden_size)])
+        return tensor.contiguous()
+
+
+def from_huggingface(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The inverse of `to_huggingface`; padding rows of the embedding are zeros. Raises DataError as
+    `HuggingFaceWeights`."""
+    weights = HuggingFaceWeights(tensors, config)
+    return {name: weights[name] for name in weights.names}
 
 
 def _regroup(rows: Tensor, outer: int, inner: int) -> Tensor:
@@ -107,7 +111,7 @@ def _regroup(rows: Tensor, outer: int, inner: int) -> Tensor:
     return rows.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def _check_tensors(given: dict[str, Tensor], config: ModelConfig) -> None:
+def _check_shapes(given: dict[str, Tensor], config: ModelConfig) -> None:
     with torch.device("meta"):
         expected = to_huggingface(GPT2(config).state_dict(), config)
     shapes = {name.removeprefix(PREFIX): tuple(tensor.shape) for name, tensor in expected.items()}
@@ -191,99 +195,3 @@ def model_config(values: dict, source: str | Path) -> ModelConfig:
         hidden_dropout=float(values.get("resid_pdrop", 0.1)),
         attention_dropout=float(values.get("attn_pdrop", 0.1)),
     )
-
-
-def read_directory(directory: str | Path) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer]:
-    """Shape, tensors under our names and tokenizer of a Hugging Face GPT-2 directory.
-
-    Raises DataError (damaged, incomplete, another kind of model, more tokens than rows of the
-    embedding) and UnsafeError (it brings code).
-    """
-    directory = Path(directory)
-    values = read_json(directory / "config.json")
-    for name in ("config.json", "tokenizer_config.json"):
-        if (directory / name).exists() and "auto_map" in read_json(directory / name):
-            raise UnsafeError(
-                f"{directory / name} has auto_map",
-                "it asks to run code that came with the model",
-                "a model that plain GPT2LMHeadModel and GPT2Tokenizer load",
-            )
-    config = model_config(values, directory / "config.json")
-    tokenizer = read_tokenizer(directory)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise DataError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, config.json vocab_size "
-            f"{config.vocab_size}",
-            "every token needs a row of the embedding",
-            "the tokenizer that the model was trained with",
-        )
-    return config, from_huggingface(read_tensors(directory), config), tokenizer
-
-
-def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """Every tensor of model.safetensors, of its shards, or of pytorch_model.bin. Raises DataError
-    and UnsafeError."""
-    index = directory / "model.safetensors.index.json"
-    try:
-        if (directory / "model.safetensors").exists():
-            return load_file(directory / "model.safetensors")
-        if index.exists():
-            return _read_shards(index)
-        if (directory / "pytorch_model.bin").exists():
-            return torch.load(
-                directory / "pytorch_model.bin", map_location="cpu", weights_only=True
-            )
-    except pickle.UnpicklingError:
-        raise UnsafeError(
-            f"{directory / 'pytorch_model.bin'} holds more than tensors",
-            "opening it would run code",
-            "the same model as model.safetensors",
-        ) from None
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise DataError(
-            f"the weights in {directory} cannot be read: {error}",
-            "the file is damaged or incomplete",
-            "download it again and compare its checksum",
-        ) from None
-    raise DataError(
-        f"no weights in {directory}",
-        "it has neither model.safetensors nor pytorch_model.bin",
-        "a directory that GPT2LMHeadModel.save_pretrained wrote",
-    )
-
-
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise DataError(
-            f"{index} has no weight_map",
-            "it says which file holds which tensor",
-            "the file as it was published",
-        )
-    tensors = {}
-    for name in sorted(set(names.values())):
-        if Path(name).name != name:
-            raise UnsafeError(
-                f"{index} names {name!r}",
-                "it lies outside the model's directory",
-                "a model from a source you trust",
-            )
-        tensors |= load_file(index.parent / name)
-    return tensors
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object. Raises DataError."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}",
-            "it describes the model",
-            "the file as it was published",
-        ) from None
-    if not isinstance(values, dict):
-        raise DataError(
-            f"{path} is not a JSON object", "it describes the model", "the file as it was published"
-        )
-    return values

@@ -1,5 +1,5 @@
-"""A trained model, opened for use in one process: from a run directory or from a Hugging Face
-directory."""
+"""A trained model, opened for use: in one process, from a run directory or from a Hugging Face
+directory, or divided over the ranks of a job, from a run directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,18 @@ from megatron_yuyuan.checkpoint.dcp import (
     read_state,
     require_checkpoint,
 )
-from megatron_yuyuan.checkpoint.hf_format import read_directory, read_json
-from megatron_yuyuan.config import Config, ModelConfig
+from megatron_yuyuan.checkpoint.hf_directory import read_directory, read_json
+from megatron_yuyuan.config import Config, ModelConfig, ParallelConfig, TrainingConfig
 from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
 from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
 from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.parallel import mesh as mesh_module
+from megatron_yuyuan.parallel.forward import DividedModel
+from megatron_yuyuan.parallel.plan import build_stages
+from megatron_yuyuan.train.state import named_parameters
+from megatron_yuyuan.validation import validate
 
 EXPORT_NOTES = "yuyuan.json"
 """What Hugging Face's files have no place for: the template, and how far the model was trained."""
@@ -30,8 +35,8 @@ EXPORT_NOTES = "yuyuan.json"
 class LoadedModel:
     """A model with everything that its use needs."""
 
-    model: GPT2
-    """Undivided, float32, in eval mode."""
+    model: GPT2 | DividedModel
+    """float32, in eval mode."""
     tokenizer: Tokenizer
     template: QuestionTemplate
     state: dict
@@ -57,6 +62,34 @@ def load_model(
     directory = Path(directory)
     if find_checkpoint(directory, iteration) is None and (directory / "config.json").exists():
         return _open_huggingface(directory, device)
+    path, state, tokenizer = _open_run(directory, iteration)
+    model = _empty(from_dict({"model": state["config"]["model"]}).model, device)
+    load_tensors(path, {f"model.{name}": tensor for name, tensor in model.state_dict().items()})
+    return LoadedModel(model, tokenizer, QuestionTemplate.from_dict(state["template"]), state, path)
+
+
+def load_divided_model(
+    directory: str | Path, iteration: int | None, parallel: ParallelConfig
+) -> LoadedModel:
+    """Open RUN on the ranks of a job together, its model divided as `parallel` says, for generation.
+
+    Joins the process group; the caller leaves it. Raises what `load_model` does, and ConfigErrors
+    for a layout that does not fit.
+    """
+    path, state, tokenizer = _open_run(Path(directory), iteration)
+    saved = from_dict(state["config"])
+    config = Config(saved.model, parallel, saved.data, training=TrainingConfig(train_iters=1))
+    config = config.replace(global_batch_size=mesh_module.world_size())
+    validate(config, mesh_module.world_size())
+    mesh = mesh_module.start(parallel)
+    stages = build_stages(config, mesh)
+    load_tensors(path, {f"model.{name}": p.detach() for name, p in named_parameters(stages)})
+    model = DividedModel(stages, mesh, config)
+    return LoadedModel(model, tokenizer, QuestionTemplate.from_dict(state["template"]), state, path)
+
+
+def _open_run(directory: Path, iteration: int | None) -> tuple[Path, dict, Tokenizer]:
+    """A checkpoint of a run, its state.json, and the tokenizer beside it. Raises DataError."""
     path = require_checkpoint(directory, iteration)
     state = read_state(path)
     tokenizer = read_tokenizer(directory / "tokenizer")
@@ -68,9 +101,7 @@ def load_model(
             "its embedding belongs to other tokens",
             "the tokenizer directory that the run wrote",
         )
-    model = _empty(from_dict({"model": state["config"]["model"]}).model, device)
-    load_tensors(path, {f"model.{name}": tensor for name, tensor in model.state_dict().items()})
-    return LoadedModel(model, tokenizer, QuestionTemplate.from_dict(state["template"]), state, path)
+    return path, state, tokenizer
 
 
 def _open_huggingface(directory: Path, device) -> LoadedModel:

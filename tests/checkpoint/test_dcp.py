@@ -134,7 +134,7 @@ def test_what_a_killed_save_left_goes_with_the_next(saved):
     assert not list(saved.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("stage", ["dcp.save", "_digests", "_publish"])
+@pytest.mark.parametrize("stage", ["dcp.save", "_finish", "_publish"])
 def test_a_save_that_dies_leaves_the_one_before_it(saved, monkeypatch, stage):
     def die(*arguments, **options):
         raise KeyboardInterrupt

@@ -1,0 +1,126 @@
+"""The files of a Hugging Face GPT-2 directory, opened without running anything of it: config.json is
+JSON, weights are safetensors or opened with weights_only."""
+
+import json
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from megatron_yuyuan.checkpoint.hf_format import from_huggingface, model_config
+from megatron_yuyuan.config import ModelConfig
+from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
+from megatron_yuyuan.errors import DataError, UnsafeError
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The shape of a Hugging Face GPT-2 directory. Raises DataError (damaged, another kind of model)
+    and UnsafeError (it brings code)."""
+    values = read_json(directory / "config.json")
+    for name in ("config.json", "tokenizer_config.json"):
+        if (directory / name).exists() and "auto_map" in read_json(directory / name):
+            raise UnsafeError(
+                f"{directory / name} has auto_map",
+                "it asks to run code that came with the model",
+                "a model that plain GPT2LMHeadModel and GPT2Tokenizer load",
+            )
+    return model_config(values, directory / "config.json")
+
+
+def read_fitting_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
+    """The tokenizer of a Hugging Face directory. Raises DataError: none, damaged, or more tokens than
+    rows of the embedding."""
+    tokenizer = read_tokenizer(directory)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise DataError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, config.json vocab_size "
+            f"{config.vocab_size}",
+            "every token needs a row of the embedding",
+            "the tokenizer that the model was trained with",
+        )
+    return tokenizer
+
+
+def read_directory(directory: str | Path) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer]:
+    """Shape, tensors under our names and tokenizer of a Hugging Face GPT-2 directory.
+
+    Raises DataError (damaged, incomplete, another kind of model, more tokens than rows of the
+    embedding) and UnsafeError (it brings code).
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    tokenizer = read_fitting_tokenizer(directory, config)
+    return config, from_huggingface(read_tensors(directory), config), tokenizer
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """Every tensor of model.safetensors, of its shards, or of pytorch_model.bin, under the names that
+    they have there. Safetensors are mapped into memory, and read when they are used. Raises
+    DataError and UnsafeError."""
+    index = directory / "model.safetensors.index.json"
+    try:
+        if (directory / "model.safetensors").exists():
+            return load_file(directory / "model.safetensors")
+        if index.exists():
+            return _read_shards(index)
+        if (directory / "pytorch_model.bin").exists():
+            return torch.load(
+                directory / "pytorch_model.bin", map_location="cpu", weights_only=True
+            )
+    except pickle.UnpicklingError:
+        raise UnsafeError(
+            f"{directory / 'pytorch_model.bin'} holds more than tensors",
+            "opening it would run code",
+            "the same model as model.safetensors",
+        ) from None
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise DataError(
+            f"the weights in {directory} cannot be read: {error}",
+            "the file is damaged or incomplete",
+            "download it again and compare its checksum",
+        ) from None
+    raise DataError(
+        f"no weights in {directory}",
+        "it has neither model.safetensors nor pytorch_model.bin",
+        "a directory that GPT2LMHeadModel.save_pretrained wrote",
+    )
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise DataError(
+            f"{index} has no weight_map",
+            "it says which file holds which tensor",
+            "the file as it was published",
+        )
+    tensors = {}
+    for name in sorted(set(names.values())):
+        if Path(name).name != name:
+            raise UnsafeError(
+                f"{index} names {name!r}",
+                "it lies outside the model's directory",
+                "a model from a source you trust",
+            )
+        tensors |= load_file(index.parent / name)
+    return tensors
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object. Raises DataError."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}",
+            "it describes the model",
+            "the file as it was published",
+        ) from None
+    if not isinstance(values, dict):
+        raise DataError(
+            f"{path} is not a JSON object", "it describes the model", "the file as it was published"
+        )
+    return values

@@ -1,0 +1,70 @@
+"""A run that starts from a Hugging Face GPT-2 directory: its shape, its tokenizer, and of its
+weights what each rank needs.
+
+The weights stay in their file, which is mapped into memory: a rank brings one tensor at a time into
+our layout and keeps its own part of it.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from megatron_yuyuan.checkpoint.hf_directory import (
+    read_config,
+    read_fitting_tokenizer,
+    read_tensors,
+)
+from megatron_yuyuan.checkpoint.hf_format import HuggingFaceWeights
+from megatron_yuyuan.config import Config
+from megatron_yuyuan.errors import DataError
+
+PREFIX = "hf:"
+"""How --load names such a directory."""
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json", "encoder.json")
+"""One of them shows that the directory brings its tokenizer."""
+
+
+def describe_huggingface(directory: Path) -> dict:
+    """What a run must know of the directory before it starts, named as in a state.json: the model's
+    shape, and the tokenizer, None where there is none.
+
+    Opens the weights too, so that what is wrong with them is found now. Raises DataError and
+    UnsafeError.
+    """
+    if not (directory / "config.json").exists():
+        raise DataError(
+            f"no config.json in {directory}",
+            "it was named as a Hugging Face model",
+            f"--load {PREFIX}DIR with config.json and model.safetensors, or --load RUN_DIRECTORY",
+        )
+    config, tokenizer = read_config(directory), None
+    if any((directory / name).exists() for name in TOKENIZER_FILES):
+        found = read_fitting_tokenizer(directory, config)
+        tokenizer = {"fingerprint": found.fingerprint, "vocab_size": found.vocab_size}
+    HuggingFaceWeights(read_tensors(directory), config)
+    return {"config": Config(model=config).to_dict(), "tokenizer": tokenizer}
+
+
+@torch.no_grad()
+def load_huggingface(directory: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill `tensors` (model.NAME, as each lies here) in place with the directory's weights, turned
+    into their dtype. Raises DataError and UnsafeError."""
+    weights = HuggingFaceWeights(read_tensors(directory), read_config(directory))
+    for name, tensor in tensors.items():
+        whole = weights[name.removeprefix("model.")]
+        if isinstance(tensor, DTensor):
+            part = _part(whole, tensor)
+            tensor.to_local().copy_(part)
+        else:
+            tensor.copy_(whole)
+
+
+def _part(whole: Tensor, like: DTensor) -> Tensor:
+    """What this rank holds of a tensor that is divided as `like` is."""
+    shape, offset = compute_local_shape_and_global_offset(
+        like.shape, like.device_mesh, like.placements
+    )
+    return whole[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]

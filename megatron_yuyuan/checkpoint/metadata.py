@@ -1,0 +1,58 @@
+"""DCP's .metadata, which is a pickle, read without running what a stranger put into it."""
+
+import pickle
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
+from megatron_yuyuan.errors import UnsafeError
+
+_TENSOR_CLASSES = {
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
+}
+"""What DCP's .metadata is made of; beside these it names dtypes of torch."""
+
+
+class SafeReader(dcp.FileSystemReader):
+    """DCP's reader with its metadata opened safely, once, before DCP takes over."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        with (path / ".metadata").open("rb") as stream:
+            self._metadata = _RestrictedUnpickler(stream).load()
+
+    def read_metadata(self, *args, **kwargs) -> Metadata:
+        self._metadata.storage_meta = self._metadata.storage_meta or StorageMeta()
+        self._metadata.storage_meta.load_id = self.load_id
+        return self._metadata
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    """Opens DCP's own .metadata, a pickle, and nothing in it but the classes that describe
+    tensors."""
+
+    def find_class(self, module: str, name: str):
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in _TENSOR_CLASSES.get(module, ()):
+            return super().find_class(module, name)
+        raise UnsafeError(
+            f"a checkpoint's .metadata names {module}.{name}",
+            "opening it would run code",
+            "a checkpoint from a source you trust",
+        )

@@ -1,0 +1,237 @@
+"""When the training loop asks for a checkpoint: written at once, or in the background while
+training goes on.
+
+A save without room is a warning, and the next one tries again; the run ends with the error only if
+its last save had no room. Any other failure ends the run, on every rank alike.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+from megatron_yuyuan.checkpoint.dcp import describe_run, save_checkpoint
+from megatron_yuyuan.checkpoint.ranks import Ranks
+from megatron_yuyuan.checkpoint.retention import remove_superseded
+from megatron_yuyuan.checkpoint.space import checkpoint_bytes, require_place
+from megatron_yuyuan.config import Config
+from megatron_yuyuan.data.tokenizer import Tokenizer
+from megatron_yuyuan.errors import SpaceError
+from megatron_yuyuan.log import Log
+from megatron_yuyuan.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint that is on the disk."""
+
+    path: Path
+    seconds: float
+    """From the moment it was asked for."""
+    removed: tuple[Path, ...] = ()
+    """Older ones that no rule keeps; known on rank 0."""
+    trouble: str = ""
+    """Why older ones could not be removed; known on rank 0."""
+
+
+class Saver:
+    """Writes checkpoints of a run into its --save directory, while training waits.
+
+    Every rank makes one and calls the same methods at the same steps. As a context: leaving it
+    finishes what is under way.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        state: TrainState,
+        tokenizer: Tokenizer,
+        started_from: Path | None,
+        log: Log,
+    ):
+        self._config, self._state, self._tokenizer = config, state, tokenizer
+        self._started_from, self._log = started_from, log
+        self._group: dist.ProcessGroup | None = None
+        self._no_room: SpaceError | None = None
+
+    def require_place(self) -> None:
+        """Raises DataError on every rank where nothing can be written, or not even one checkpoint
+        fits: at the start, not after the first thousand steps."""
+        ranks, place = Ranks(), Path(self._config.checkpoint.save)
+        needed = checkpoint_bytes(self._state.tensors(), ranks)
+        ranks.on_first(lambda: require_place(place, needed))
+
+    def save(self, validation_loss: float | None = None) -> None:
+        """Write a checkpoint of this moment. validation_loss: of an evaluation at this iteration."""
+        begun, iteration = time.perf_counter(), self._state.iteration
+        write = partial(
+            self._write, begun, iteration, self._state.tensors(), self._document(validation_loss)
+        )
+        self._settle(iteration, write)
+
+    def poll(self) -> None:
+        """Between steps: nothing is ever under way."""
+
+    def finish(self) -> None:
+        """Raises SpaceError if the last save had no room."""
+        if self._no_room:
+            raise self._no_room
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self.finish()
+
+    def _document(self, validation_loss: float | None) -> dict:
+        """What state.json says of this moment, also when training has gone on."""
+        state = self._state
+        run = describe_run(
+            self._config, self._tokenizer, state.consumed_samples, state.optimizer_steps
+        )
+        return copy.deepcopy(run | state.history() | {"validation_loss": validation_loss})
+
+    def _write(
+        self, begun: float, iteration: int, tensors: dict[str, Tensor], document: dict
+    ) -> Written:
+        """Write one checkpoint, then remove those that it supersedes. Raises DataError, the same on
+        every rank."""
+        rules = self._config.checkpoint
+        path = save_checkpoint(rules.save, iteration, tensors, document, self._group)
+        removed, trouble = [], ""
+        if self._state.mesh.is_main:
+            try:
+                removed = remove_superseded(path, rules, self._started_from)
+            except OSError as error:
+                trouble = str(error)
+        return Written(path, time.perf_counter() - begun, tuple(removed), trouble)
+
+    def _settle(
+        self, iteration: int, write: Callable[[], Written], blocked: float | None = None
+    ) -> None:
+        """Wait for a checkpoint and say how it ended. blocked: seconds that training has waited for
+        it, None for all of them."""
+        try:
+            written = write()
+        except SpaceError as error:
+            self._no_room = error
+            self._log.event("save_failed", iteration=iteration, cause=error.what)
+            self._log.line(
+                f"warning: iteration {iteration} is not saved: {error.what}; training goes on, and the "
+                "next save tries again"
+            )
+            return
+        self._no_room = None
+        seconds = written.seconds
+        blocked = seconds if blocked is None else blocked
+        figures = {"path": str(written.path), "seconds": seconds, "blocked_seconds": blocked}
+        self._log.event("save", iteration=iteration, **figures)
+        waited = "" if blocked == seconds else f"; training waited {blocked:.1f} s"
+        self._log.line(f"saved {written.path} in {seconds:.1f} s{waited}")
+        if written.removed:
+            self._log.line(f"removed {', '.join(path.name for path in written.removed)}")
+        if written.trouble:
+            self._log.line(f"warning: older checkpoints could not be removed: {written.trouble}")
+
+
+class BackgroundSaver(Saver):
+    """Writes checkpoints while training goes on, which waits only for a copy of the tensors.
+
+    The copy lies in host memory, pinned beside a GPU, and its memory is kept for the next one. One
+    thread on every rank then does what `Saver` does, over a gloo group of its own, since two threads
+    must not talk over one group. At most one checkpoint is under way: the next save, and the end of
+    the run, good or bad, wait for it.
+    """
+
+    def __init__(self, config: Config, state: TrainState, *rest):
+        super().__init__(config, state, *rest)
+        cuda = state.mesh.device.type == "cuda"
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=cuda,
+                use_shared_memory=False,
+                use_async_staging=False,
+                use_non_blocking_copy=cuda,
+            )
+        )
+        timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
+        self._group = dist.new_group(backend="gloo", timeout=timeout)
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._under_way: tuple[int, Future, float] | None = None
+
+    def save(self, validation_loss: float | None = None) -> None:
+        """Copy this moment, and begin to write it."""
+        begun, iteration = time.perf_counter(), self._state.iteration
+        self._wait()
+        staged = self._stager.stage(self._state.tensors())
+        future = self._thread.submit(
+            self._write, begun, iteration, staged, self._document(validation_loss)
+        )
+        self._under_way = iteration, future, time.perf_counter() - begun
+
+    def poll(self) -> None:
+        """Between steps: say how a checkpoint ended once every rank has ended it, so that all of
+        them see a failure after the same step. Raises DataError."""
+        if self._under_way is None:
+            return
+        _, future, _ = self._under_way
+        done = torch.tensor(float(future.done()), device=self._state.mesh.device)
+        dist.all_reduce(done, op=dist.ReduceOp.MIN)
+        if done:
+            self._wait()
+
+    def finish(self) -> None:
+        """Wait for what is under way. Raises DataError if it failed."""
+        self._wait()
+        super().finish()
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            self.finish()
+        except Exception as other:
+            if kind is None:
+                raise
+            self._log.line(f"warning: {other}")  # what ended the run comes first
+        finally:
+            self._thread.shutdown()
+            self._stager.close()
+
+    def _wait(self) -> None:
+        if self._under_way is not None:
+            (iteration, future, blocked), self._under_way = self._under_way, None
+            self._settle(iteration, future.result, blocked)
+
+
+class NoSaver:
+    """Stands in for a `Saver` where there is no --save: nothing is written."""
+
+    def require_place(self) -> None: ...
+
+    def save(self, validation_loss: float | None = None) -> None: ...
+
+    def poll(self) -> None: ...
+
+    def __enter__(self) -> "NoSaver":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None: ...
+
+
+def build_saver(
+    config: Config, state: TrainState, tokenizer: Tokenizer, started_from: Path | None, log: Log
+) -> Saver | NoSaver:
+    """The saver that a configuration asks for. started_from: a checkpoint that is never removed."""
+    if not config.checkpoint.save:
+        return NoSaver()
+    kind = BackgroundSaver if config.checkpoint.async_save else Saver
+    return kind(config, state, tokenizer, started_from, log)

@@ -1,0 +1,69 @@
+"""Whether a checkpoint has a place: room for its bytes, in a directory that may be written to."""
+
+import errno
+import math
+import shutil
+import tempfile
+from pathlib import Path
+
+from torch import Tensor
+
+from megatron_yuyuan.checkpoint.ranks import Ranks
+from megatron_yuyuan.errors import DataError, SpaceError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The disk, the quota, or the largest size of a file."""
+
+
+def checkpoint_bytes(tensors: dict[str, Tensor], ranks: Ranks) -> int:
+    """Bytes of all tensors of all ranks, each name once and whole. Headers, about a kilobyte a
+    tensor, are left out: a place that lacks only these says so itself."""
+    sizes: dict[str, int] = {}
+    for part in ranks.gathered({n: t.numel() * t.element_size() for n, t in tensors.items()}):
+        sizes |= part
+    return sum(sizes.values())
+
+
+def require_space(directory: Path, needed: int) -> None:
+    """Raises SpaceError where fewer than `needed` bytes are free for a checkpoint in a directory,
+    which need not exist yet."""
+    free = shutil.disk_usage(_nearest(directory)).free
+    if free < needed:
+        raise no_space(directory, f"it takes {_readable(needed)}, {_readable(free)} are free")
+
+
+def require_place(directory: Path, needed: int) -> None:
+    """Raises DataError where nothing can be written in a directory, which need not exist yet, and
+    SpaceError where not even one checkpoint fits. Leaves nothing there."""
+    try:
+        require_space(directory, needed)
+        with tempfile.TemporaryFile(dir=_nearest(directory)):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"cannot write in {directory}: {error.strerror}",
+            "the checkpoints of the run could not be saved there",
+            "a --save directory that may be written to",
+        ) from None
+
+
+def no_space(place: Path, cause: str) -> SpaceError:
+    """The error for a checkpoint that does not fit."""
+    return SpaceError(
+        f"no room for a checkpoint in {place}: {cause}",
+        "nothing of it is kept; the one before it stands",
+        "free space there, a --save elsewhere, or --keep-last N, which removes older ones",
+    )
+
+
+def _nearest(directory: Path) -> Path:
+    """The directory, or the first above it that exists."""
+    directory = directory.absolute()
+    return next(path for path in (directory, *directory.parents) if path.exists())
+
+
+def _readable(size: float) -> str:
+    """`512 B`, `42.7 GB`."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = min(len(units) - 1, int(math.log(max(size, 1), 1000)))
+    return f"{size / 1000**power:.3g} {units[power]}"

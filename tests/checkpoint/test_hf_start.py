@@ -1,0 +1,195 @@
+"""A run that starts from a Hugging Face directory computes what transformers computes, in any layout."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from commands import train_flags
+from pretraining import pretrained
+from safetensors.torch import load_file, save_file
+from tiny import TINY, Layout, RandomText, build_trainer
+from torch.distributed.tensor import DTensor
+
+from megatron_yuyuan.checkpoint.dcp import find_checkpoint, read_state, save_checkpoint
+from megatron_yuyuan.checkpoint.hf_format import from_huggingface
+from megatron_yuyuan.checkpoint.hf_start import describe_huggingface, load_huggingface
+from megatron_yuyuan.config import IGNORE, CheckpointConfig, Config
+from megatron_yuyuan.data.tokenizer import read_tokenizer
+from megatron_yuyuan.errors import ConfigError, DataError, UnsafeError
+from megatron_yuyuan.log import read_metrics
+from megatron_yuyuan.resolve import resolve, run_tokenizer, starting_point
+
+transformers = pytest.importorskip("transformers", reason="needs transformers")
+CONFIG = TINY.replace(num_layers=4, vocab_size=301, global_batch_size=8)
+
+
+def gpt2(vocab_size: int, positions: int, headless: bool = False):
+    """A GPT-2 of transformers with weights that are not those of a start."""
+    shape = {"n_layer": 4, "n_embd": 32, "n_head": 8, "n_positions": positions}
+    kind = transformers.GPT2Model if headless else transformers.GPT2LMHeadModel
+    model = kind(transformers.GPT2Config(vocab_size=vocab_size, **shape)).eval()
+    noise = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=noise)
+    return model
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    """What save_pretrained writes, without a tokenizer."""
+    path = tmp_path_factory.mktemp("huggingface")
+    gpt2(301, 16).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def copy(directory, tmp_path) -> Path:
+    return Path(shutil.copytree(directory, tmp_path / "copy"))
+
+
+def started(config, directory):
+    """(validation loss, every weight whole, on the rank that has it) of a trainer that starts there."""
+    trainer = build_trainer(config)
+    tensors = trainer.state.tensors(with_moments=False)
+    load_huggingface(directory, tensors)
+    weights = {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in tensors.items()}
+    return trainer.evaluate(RandomText(CONFIG, 13))["validation_loss"], weights
+
+
+@torch.no_grad()
+def loss_of_transformers(model) -> float:
+    """Mean loss of the learned tokens of 13 samples."""
+    samples = RandomText(CONFIG, 13)
+    tokens, labels = (torch.stack([torch.tensor(s[i]) for s in map(samples.__getitem__, range(13))])
+                      for i in (0, 1))  # fmt: skip
+    logits = model(tokens).logits.flatten(0, 1)
+    return torch.nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE).item()
+
+
+@pytest.mark.parametrize("layout", [Layout(2, 1, 2, True), Layout(1, 2, 2)], ids=str)
+def test_any_layout_starts_with_what_transformers_computes(ranks, directory, layout):
+    loss, weights = ranks.run(layout.ranks, started, layout.of(CONFIG), directory)
+    model = transformers.GPT2LMHeadModel.from_pretrained(directory)
+    assert loss == pytest.approx(loss_of_transformers(model), rel=1e-5)
+    expected = from_huggingface(load_file(directory / "model.safetensors"), CONFIG.model)
+    assert expected["wte.weight"].shape[0] == 384
+    assert weights
+    for name, weight in weights.items():
+        assert torch.equal(weight, expected[name.removeprefix("model.")]), name
+
+
+def test_shards_of_a_model_without_head_are_read_too(ranks, tmp_path, directory):
+    """GPT2Model names its tensors without `transformer.`; half precision becomes float32."""
+    gpt2(301, 16, headless=True).half().save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    _, weights = ranks.run(2, started, Layout(tensor=2).of(CONFIG), tmp_path)
+    assert weights["model.wte.weight"].dtype == torch.float32
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).state_dict()
+    assert torch.equal(weights["model.wte.weight"][:301], theirs["transformer.wte.weight"].float())
+
+
+def cut_weights(directory):
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def another_width(directory):
+    values = json.loads((directory / "config.json").read_text()) | {"n_embd": 64}
+    (directory / "config.json").write_text(json.dumps(values))
+
+
+def a_missing_layer(directory):
+    tensors = load_file(directory / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if ".h.2." not in name}
+    save_file(kept, directory / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "said"),
+    [
+        (lambda d: (d / "config.json").unlink(), DataError, "no config.json"),
+        (lambda d: (d / "model.safetensors").unlink(), DataError, "no weights in"),
+        (lambda d: (d / "vocab.json").write_text("{}"), DataError, "no tokenizer in"),
+        (lambda d: (d / "tokenizer_config.json").write_text('{"auto_map": 1}'), UnsafeError,
+         "auto_map"),
+        (cut_weights, DataError, "damaged or incomplete"),
+        (another_width, DataError, r"ln_1\.bias is \(32,\), expected \(64,\)"),
+        (a_missing_layer, DataError, r"h\.2\.attn\.c_attn\.bias is missing"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_found_before_a_process_group_exists(copy, damage, kind, said):
+    starting_point(CheckpointConfig(load=f"hf:{copy}"))
+    damage(copy)
+    with pytest.raises(kind, match=said):
+        starting_point(CheckpointConfig(load=f"hf:{copy}"))
+
+
+def test_a_directory_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"no config.json in .*nowhere"):
+        starting_point(CheckpointConfig(load=f"hf:{tmp_path / 'nowhere'}"))
+
+
+def test_the_shape_is_the_directorys(directory, prepared):
+    origin = starting_point(CheckpointConfig(load=f"hf:{directory}"))
+    tokenizer = read_tokenizer(prepared / "tokenizer")
+    model = resolve(Config(), tokenizer, origin, 1).model
+    assert (model.num_layers, model.hidden_size, model.num_attention_heads) == (4, 32, 8)
+    assert (model.vocab_size, model.max_position_embeddings, model.hidden_dropout) == (301, 16, 0)
+    with pytest.raises(ConfigError, match="num_layers=3, but"):
+        resolve(Config().replace(num_layers=3), tokenizer, origin, 1)
+
+
+def test_the_tokenizer_is_the_directorys_or_else_configured(copy, prepared):
+    place = CheckpointConfig(load=f"hf:{copy}")
+    assert describe_huggingface(copy)["tokenizer"] is None
+    with pytest.raises(ConfigError, match="not given"):
+        run_tokenizer(Config(), starting_point(place))
+    configured = Config().replace(
+        tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(prepared / "tokenizer")
+    )
+    expected = read_tokenizer(prepared / "tokenizer").fingerprint
+    assert run_tokenizer(configured, starting_point(place)).fingerprint == expected
+    for file in (prepared / "tokenizer").iterdir():
+        shutil.copy(file, copy)
+    assert run_tokenizer(Config(), starting_point(place)).fingerprint == expected
+    assert run_tokenizer(configured, starting_point(place)).fingerprint == expected
+    content = json.loads((copy / "tokenizer.json").read_text())
+    content["model"]["merges"] = content["model"]["merges"][:-1]
+    (copy / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="was trained with tokenizer"):
+        run_tokenizer(configured, starting_point(place))
+
+
+def test_a_tokenizer_that_the_embedding_has_no_rows_for_is_refused(prepared, tmp_path):
+    gpt2(299, 16).save_pretrained(tmp_path)
+    origin = starting_point(CheckpointConfig(load=f"hf:{tmp_path}"))
+    with pytest.raises(ConfigError, match="vocab_size=299, but the tokenizer has 300"):
+        resolve(Config(), read_tokenizer(prepared / "tokenizer"), origin, 1)
+
+
+def test_a_checkpoint_of_save_comes_before_the_directory(directory, tmp_path):
+    load = CheckpointConfig(load=f"hf:{directory}", save=str(tmp_path))
+    assert starting_point(load).weights_only
+    state = {"data_order": 1, "optimizer": True}
+    save_checkpoint(tmp_path, 3, {"model.a": torch.ones(2)}, state)
+    origin = starting_point(load)
+    assert (origin.path, origin.weights_only) == (find_checkpoint(tmp_path), False)
+    with pytest.raises(ConfigError, match="ckpt_step=3 and load=hf:"):
+        starting_point(CheckpointConfig(load=f"hf:{directory}", ckpt_step=3))
+
+
+def test_pretraining_goes_on_from_a_directory_and_then_from_its_own(ranks, prepared, tmp_path):
+    gpt2(300, 32).save_pretrained(tmp_path / "hf")
+    shape = ("--num-layers", 0, "--hidden-size", 0, "--num-attention-heads", 0)
+    flags = train_flags(prepared, tmp_path / "run", *shape, "--load", f"hf:{tmp_path / 'hf'}")
+    ranks.run(2, pretrained, (*flags, "--pipeline-model-parallel-size", 2,
+                              "--train-iters", 2, "--lr-decay-iters", 3))  # fmt: skip
+    ranks.run(1, pretrained, (*flags, "--train-iters", 3, "--lr-decay-iters", 3))
+    steps = read_metrics(tmp_path / "run" / "metrics.jsonl", "step")
+    assert [step["iteration"] for step in steps] == [1, 2, 3]
+    state = read_state(find_checkpoint(tmp_path / "run"))
+    assert (state["iteration"], state["optimizer_steps"], state["optimizer"]) == (3, 3, True)
+    assert state["config"]["model"]["num_layers"] == 4

@@ -1,0 +1,49 @@
+"""A run opened for use, whole or divided over ranks, gives the same text."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_yuyuan.checkpoint.dcp import describe_run, save_checkpoint
+from megatron_yuyuan.checkpoint.model import load_divided_model, load_model
+from megatron_yuyuan.config import Config, ParallelConfig
+from megatron_yuyuan.data.tokenizer import train_bpe
+from megatron_yuyuan.errors import ConfigErrors
+from megatron_yuyuan.evaluate.generate import answer
+from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+
+QUESTION = "What is gout?"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run directory of untrained weights."""
+    directory = tmp_path_factory.mktemp("run")
+    tokenizer = train_bpe(iter(["Question:What is gout? answer: A disease of joints."] * 4), 280)
+    config = Config().replace(
+        num_layers=4, hidden_size=32, num_attention_heads=4, vocab_size=tokenizer.vocab_size,
+        max_position_embeddings=64, seq_length=64, init_method_std=0.3,
+    )  # fmt: skip
+    model = GPT2(config.model)
+    init_weights(model, seed=1)
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    save_checkpoint(directory, 3, tensors, describe_run(config, tokenizer, 0, None))
+    tokenizer.save(directory / "tokenizer")
+    return directory
+
+
+def divided_answer(run: Path, layout: ParallelConfig) -> str:
+    return answer(load_divided_model(run, None, layout), QUESTION, max_new_tokens=12)
+
+
+@pytest.mark.parametrize(("tensor", "pipeline"), [(2, 2), (1, 2), (4, 1)])
+def test_a_divided_run_answers_as_the_whole_one(ranks, run, tensor, pipeline):
+    layout = ParallelConfig(tensor, pipeline, device="cpu")
+    expected = answer(load_model(run), QUESTION, max_new_tokens=12)
+    assert ranks.run(4, divided_answer, run, layout) == expected
+    assert len(expected) > 5
+
+
+def test_a_layout_that_does_not_fit_is_refused(run):
+    with pytest.raises(ConfigErrors, match="num_attention_heads=4 cannot be divided"):
+        load_divided_model(run, None, ParallelConfig(tensor_model_parallel_size=3, device="cpu"))
