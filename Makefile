@@ -47,5 +47,5 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(python) -m pip install -q $(PIP_FLAGS) -c $(pins) -e '.[dev,fast,megatron,report]'
+	$(python) -m pip install -q $(PIP_FLAGS) -c $(pins) -e '.[dev,fast,megatron,report,tensorboard,wandb]'
 	touch $@

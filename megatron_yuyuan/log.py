@@ -1,13 +1,16 @@
 """What a run says: lines on the console of rank 0, and one JSON object per event in
 SAVE/metrics.jsonl."""
 
+import errno
 import json
 import math
 import os
 import sys
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TextIO
+from typing import Self, TextIO
 
 from megatron_yuyuan.errors import DataError
 
@@ -15,38 +18,92 @@ SCHEMA = 1
 """Version of the objects in metrics.jsonl; docs/metrics.md describes it."""
 
 
+class Sink:
+    """Something that shows the events of a run: see docs/metrics.md for their names and values."""
+
+    def start(self) -> None:
+        """The first step is about to be taken."""
+
+    def event(self, event: str, values: dict) -> None:
+        """Something has happened."""
+
+    def close(self) -> None:
+        """The run is over, by an error perhaps; it may never have been started."""
+
+
 class Log:
     """The voice of a job. Only rank 0 speaks; every other rank holds a silent one.
 
-    An object of metrics.jsonl has `event` (step, skip, evaluation, save, restart) and `schema`. Floats
-    are written with repr, so that equal strings mean equal bits. A line is written and flushed
-    whole; a killed run may cut the last. The file is opened by the first event.
+    Lines go to the console, events to metrics.jsonl and to every sink that was added. As a context
+    it lasts from the first step to the end of the run, however that comes.
     """
 
     def __init__(self, directory: str | Path | None, speaks: bool):
-        self._path = Path(directory) / "metrics.jsonl" if directory and speaks else None
-        self._file: TextIO | None = None
-        self._console = speaks
-        self.has_history = bool(self._path and self._path.exists() and self._path.stat().st_size)
+        self._speaks, self._sinks = speaks, list[Sink]()
+        metrics = MetricsFile(Path(directory) / "metrics.jsonl") if directory and speaks else None
+        self.has_history = bool(metrics and metrics.has_history)
         """The file held something before this run: a killed run's steps, perhaps."""
-        self._skipped = self._not_finite = 0  # since the last line of a step, as in Megatron-LM
+        if metrics:
+            self.add(metrics)
+
+    def add(self, sink: Sink) -> None:
+        """Send the events from now on there too."""
+        self._sinks.append(sink)
+
+    def __enter__(self) -> Self:
+        for sink in self._sinks:
+            sink.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        for sink in reversed(self._sinks):
+            sink.close()
 
     def line(self, text: str) -> None:
-        """Print on rank 0. A reader who has gone (head, a closed terminal) does not end the run."""
-        if self._console:
-            try:
+        """Print on rank 0."""
+        if self._speaks:
+            with readers_may_leave():
                 print(text, flush=True)
-            except BrokenPipeError:
-                self._console = False
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def event(self, event: str, **values) -> None:
-        """Append one object to metrics.jsonl. Raises DataError where the disk refuses."""
-        if not self._path:
-            return
+        """Tell every sink. Raises DataError where the disk refuses."""
+        for sink in self._sinks:
+            sink.event(event, values)
+
+
+@contextmanager
+def readers_may_leave() -> Iterator[None]:
+    """A reader of stdout who has gone (head, a closed terminal) does not end the run: what is written
+    from then on goes nowhere."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class MetricsFile(Sink):
+    """metrics.jsonl: an object has `event` (step, skip, evaluation, save, save_failed, restart) and
+    `schema`.
+
+    Floats are written with repr, so that equal strings mean equal bits; null where they are not
+    finite. A line is written and flushed whole; a killed run may cut the last. The file is opened
+    by the first event.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._file = path, None
+        self.has_history = path.exists() and path.stat().st_size > 0
+
+    def event(self, event: str, values: dict) -> None:
+        """Append one object. Raises DataError where the disk refuses."""
+        finite = {
+            k: None if type(v) is float and not math.isfinite(v) else v for k, v in values.items()
+        }
         try:
-            self._file = self._file or self._open(self._path)
-            text = json.dumps({"event": event, "schema": SCHEMA, **values}, allow_nan=False)
+            self._file = self._file or self._open()
+            text = json.dumps({"event": event, "schema": SCHEMA, **finite}, allow_nan=False)
             self._file.write(text + "\n")
             self._file.flush()
         except OSError as error:
@@ -56,46 +113,107 @@ class Log:
                 "a --save directory with room that may be written to",
             ) from None
 
-    def skip(self, values: dict) -> None:
-        """Say that a step was passed over, and count it; figures that are not finite become null."""
-        loss, norm = values["lm_loss"], values["grad_norm"]
-        finite = math.isfinite(loss) and math.isfinite(norm)
-        self._skipped, self._not_finite = self._skipped + 1, self._not_finite + (not finite)
-        shown = {k: v if math.isfinite(v) else None for k, v in values.items() if type(v) is float}
-        self.event("skip", **values | shown)
-        first, last = values["samples"]
-        self.line(
-            f"warning: iteration {values['iteration']} skipped: {values['reason']}, loss {loss}, gradient "
-            f"norm {norm}, on samples {first} to {last}"
-        )
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+            self._file = None
 
-    @staticmethod
-    def _open(path: Path) -> TextIO:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        was_cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-        file = path.open("a", encoding="utf-8")
+    def _open(self) -> TextIO:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        was_cut = self.has_history and self._path.read_bytes()[-1:] != b"\n"
+        file = self._path.open("a", encoding="utf-8")
         if was_cut:  # a run killed in the middle of a line: close it, so that ours stands alone
             file.write("\n")
         return file
 
-    def step(self, values: dict, train_iters: int) -> None:
-        """Print one step in Megatron-LM's own line, our figures appended.
 
-        Source of the format: megatron/training/training.py, `training_log`.
-        """
-        self.line(
-            f" [{datetime.now():%Y-%m-%d %H:%M:%S.%f}] iteration {values['iteration']:8d}/{train_iters:8d} |"
-            f" consumed samples: {values['consumed_samples']:12d} |"
-            f" elapsed time per iteration (ms): {1000 * values['seconds']:.1f} |"
-            f" learning rate: {values['learning_rate']:.6E} |"
-            f" global batch size: {values['global_batch_size']:5d} |"
-            f" lm loss: {values['lm_loss']:.6E} |"
-            f" loss scale: 1.0 | grad norm: {values['grad_norm']:.3f} |"
-            f" number of skipped iterations: {self._skipped:3d} |"
-            f" number of nan iterations: {self._not_finite:3d} |"
-            f" tokens/s: {values['tokens_per_second']:.0f} |"
+class Console(Sink):
+    """Says what is worth a line on any console: evaluations, and steps that were passed over."""
+
+    def __init__(self, line: Callable[[str], None]):
+        self._line = line
+
+    def event(self, event: str, values: dict) -> None:
+        if event == "evaluation":
+            loss, perplexity = values["validation_loss"], values["validation_perplexity"]
+            self._line(
+                f" validation loss at iteration {values['iteration']} | lm loss value: {loss:.6E} | "
+                f"lm loss PPL: {perplexity:.6E} |"
+            )
+        elif event == "skip":
+            first, last = values["samples"]
+            self._line(
+                f"warning: iteration {values['iteration']} skipped: {values['reason']}, loss "
+                f"{values['lm_loss']}, gradient norm {values['grad_norm']}, on samples {first} to {last}"
+            )
+
+
+class MegatronLines(Console):
+    """A log file's console: every `interval` steps, and after the last, Megatron-LM's own line, our
+    figures appended.
+
+    Loss and times are means over the steps since the last line. Source of the format:
+    megatron/training/training.py, `training_log`.
+    """
+
+    def __init__(
+        self, line: Callable[[str], None], interval: int, last: int, log_throughput: bool = False
+    ):
+        super().__init__(line)
+        self._interval, self._last, self._log_throughput = interval, last, log_throughput
+        self._steps: list[dict] = []
+        """Since the last line, those passed over too."""
+
+    def event(self, event: str, values: dict) -> None:
+        super().event(event, values)
+        if event in ("step", "skip"):
+            self._steps.append(values)
+            if values["iteration"] % self._interval == 0 or values["iteration"] == self._last:
+                self._line(self._megatrons() + self._ours())
+                self._steps = []
+
+    def _megatrons(self) -> str:
+        step, taken = self._steps[-1], [s["lm_loss"] for s in self._steps if "reason" not in s]
+        throughput = f" throughput per GPU (TFLOP/s/GPU): {self._mean('tflops_per_device'):.1f} |"
+        loss = f" lm loss: {sum(taken) / len(taken):.6E} |" if taken else ""
+        return (
+            f" [{datetime.now():%Y-%m-%d %H:%M:%S.%f}]"
+            f" iteration {step['iteration']:8d}/{self._last:8d} |"
+            f" consumed samples: {step['consumed_samples']:12d} |"
+            f" elapsed time per iteration (ms): {1000 * self._seconds() / len(self._steps):.1f} |"
+            f"{throughput if self._log_throughput else ''}"
+            f" learning rate: {step['learning_rate']:.6E} |"
+            f" global batch size: {step['global_batch_size']:5d} |{loss}"
+            f" loss scale: {step['loss_scale']:.1f} | grad norm: {step['grad_norm']:.3f} |"
+            f" number of skipped iterations: {len(self._steps) - len(taken):3d} |"
+            f" number of nan iterations: {sum(map(_is_nan, self._steps)):3d} |"
         )
-        self._skipped = self._not_finite = 0
+
+    def _ours(self) -> str:
+        step = self._steps[-1]
+        mfu = f" MFU: {self._mean('mfu'):.1%} |" if "mfu" in step else ""
+        return (
+            f" tokens/s: {self._mean('tokens_per_second'):.0f} |{mfu}"
+            f" ETA: {duration(step['eta_seconds'])} |"
+            f" memory (GiB): {step['memory_bytes'] / 2**30:.2f} |"
+        )
+
+    def _seconds(self) -> float:
+        return sum(step["seconds"] for step in self._steps)
+
+    def _mean(self, rate: str) -> float:
+        """Of something per second, over the time of all these steps."""
+        return sum(step[rate] * step["seconds"] for step in self._steps) / self._seconds()
+
+
+def _is_nan(step: dict) -> bool:
+    """As Megatron-LM counts: the loss was not finite. A gradient may overflow under a finite loss."""
+    return not math.isfinite(step["lm_loss"])
+
+
+def duration(seconds: float) -> str:
+    """`2 days, 3:04:05`."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def read_metrics(path: str | Path, event: str) -> list[dict]:

@@ -1,24 +1,38 @@
 """metrics.jsonl: one object an event, readable after a kill, exact to the bit."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
 from megatron_yuyuan.errors import DataError
-from megatron_yuyuan.log import SCHEMA, Log, read_metrics
+from megatron_yuyuan.log import SCHEMA, Log, MegatronLines, Sink, duration, read_metrics
 
 FIGURES = {
     "iteration": 7,
     "lm_loss": 0.1 + 0.2,
     "grad_norm": 1.0,
     "learning_rate": 1e-4,
+    "loss_scale": 1.0,
     "seconds": 0.5,
     "consumed_samples": 8,
     "global_batch_size": 8,
     "tokens_per_second": 12.0,
+    "tflops_per_device": 45.6,
+    "memory_bytes": 3 * 2**29,
+    "eta_seconds": 3723.4,
 }
+
+
+def lines_of(*events: tuple[str, dict], interval: int = 1, **options) -> list[str]:
+    """What a log file shows of these events, in a run of 10 iterations."""
+    said: list[str] = []
+    console = MegatronLines(said.append, interval, last=10, **options)
+    for event, values in events:
+        console.event(event, values)
+    return said
 
 
 def test_floats_are_written_to_the_last_bit(tmp_path):
@@ -31,7 +45,7 @@ def test_floats_are_written_to_the_last_bit(tmp_path):
 def test_a_silent_rank_writes_nothing(tmp_path, capsys):
     log = Log(tmp_path / "run", False)
     log.event("step", **FIGURES)
-    log.step(FIGURES, 10)
+    log.line("hello")
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr().out == ""
 
@@ -90,29 +104,106 @@ def test_a_line_cut_by_a_kill_is_skipped_and_closed(tmp_path):
     assert [s["iteration"] for s in read_metrics(path, "step")] == [1, 2]
 
 
-def test_a_step_that_was_passed_over_is_an_event_and_counted_once(tmp_path, capsys):
+SKIPPED = FIGURES | {"lm_loss": float("nan"), "reason": "not finite", "samples": [0, 7]}
+OVERFLOW = FIGURES | {"grad_norm": float("inf"), "reason": "overflow", "samples": [8, 15]}
+
+
+def test_figures_that_are_not_finite_become_null(tmp_path):
     log = Log(tmp_path, True)
-    skipped = FIGURES | {"lm_loss": float("nan"), "reason": "not finite", "samples": [0, 7]}
-    log.skip(skipped)
-    log.skip(FIGURES | {"reason": "loss spike", "samples": [8, 15]})
-    log.step(FIGURES, 10)
-    log.step(FIGURES, 10)
+    log.event("skip", **SKIPPED)
+    log.event("skip", **OVERFLOW)
     first, second = read_metrics(tmp_path / "metrics.jsonl", "skip")
     assert (first["lm_loss"], first["grad_norm"], first["samples"]) == (None, 1.0, [0, 7])
-    assert second["lm_loss"] == FIGURES["lm_loss"]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(
-        "warning: iteration 7 skipped: not finite, loss nan, gradient norm 1"
-    )
-    assert "| number of skipped iterations:   2 | number of nan iterations:   1 |" in lines[2]
-    assert "| number of skipped iterations:   0 | number of nan iterations:   0 |" in lines[3]
+    assert (second["lm_loss"], second["grad_norm"]) == (FIGURES["lm_loss"], None)
 
 
-def test_the_console_line_is_megatrons(capsys):
-    Log(None, True).step(FIGURES, 10)
-    line = capsys.readouterr().out
-    assert "] iteration        7/      10 | consumed samples:            8 | elapsed" in line
-    assert (
-        " learning rate: 1.000000E-04 | global batch size:     8 | lm loss: 3.000000E-01 |" in line
+def test_steps_passed_over_are_said_and_counted_once():
+    first, second = ("skip", SKIPPED), ("skip", OVERFLOW | {"iteration": 8})
+    nan, overflow, line, _ = lines_of(first, second, ("skip", SKIPPED), interval=8)
+    assert nan.startswith(
+        "warning: iteration 7 skipped: not finite, loss nan, gradient norm 1.0, on"
     )
-    assert line.endswith(" | tokens/s: 12 |\n")
+    assert overflow.startswith("warning: iteration 8 skipped: overflow, loss 0.3")
+    assert overflow.endswith("gradient norm inf, on samples 8 to 15")
+    assert "| number of skipped iterations:   2 | number of nan iterations:   1 |" in line
+    assert "lm loss" not in line  # as in Megatron-LM: no step was taken
+    steps = [("step", FIGURES | {"iteration": 9}), ("step", FIGURES | {"iteration": 10})]
+    *_, mixed, after = lines_of(first, second, *steps, interval=9)
+    assert " lm loss: 3.000000E-01 |" in mixed
+    assert "| number of skipped iterations:   2 | number of nan iterations:   1 |" in mixed
+    assert "| number of skipped iterations:   0 | number of nan iterations:   0 |" in after
+
+
+MEGATRONS_LINE = (
+    " iteration        7/      10 | consumed samples:            8 |"
+    " elapsed time per iteration (ms): 500.0 | throughput per GPU (TFLOP/s/GPU): 45.6 |"
+    " learning rate: 1.000000E-04 | global batch size:     8 | lm loss: 3.000000E-01 |"
+    " loss scale: 1.0 | grad norm: 1.000 | number of skipped iterations:   0 |"
+    " number of nan iterations:   0 |"
+)
+"""What training_log of Megatron-LM (commit d98e8a6) prints for FIGURES with --log-throughput, after
+the time of day."""
+
+
+def test_a_log_file_has_megatrons_line_and_our_figures_after_it():
+    [line] = lines_of(("step", FIGURES), log_throughput=True)
+    assert re.fullmatch(r" \[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}\]", line[:29])
+    assert line[29:] == MEGATRONS_LINE + " tokens/s: 12 | ETA: 1:02:03 | memory (GiB): 1.50 |"
+    [line] = lines_of(("step", FIGURES | {"mfu": 0.4567}))
+    assert "TFLOP/s" not in line
+    assert line.endswith(" tokens/s: 12 | MFU: 45.7% | ETA: 1:02:03 | memory (GiB): 1.50 |")
+
+
+def test_a_line_speaks_of_all_steps_since_the_last_one():
+    slow = FIGURES | {"iteration": 9, "seconds": 1.5, "lm_loss": 0.5, "tokens_per_second": 4.0}
+    last = FIGURES | {"iteration": 10, "lm_loss": 7.0}
+    steps = [("step", figures) for figures in (FIGURES | {"iteration": 8}, slow, last)]
+    lines = lines_of(*steps, interval=9)
+    assert len(lines) == 2  # every ninth, and the last
+    assert " elapsed time per iteration (ms): 1000.0 |" in lines[0]
+    assert " lm loss: 4.000000E-01 |" in lines[0]
+    assert " tokens/s: 6 |" in lines[0]
+    assert " lm loss: 7.000000E+00 |" in lines[1]
+
+
+def test_an_evaluation_is_said_in_megatrons_words():
+    figures = {"iteration": 5, "validation_loss": 2.0, "validation_perplexity": 7.389}
+    assert lines_of(("evaluation", figures)) == [
+        " validation loss at iteration 5 | lm loss value: 2.000000E+00 | lm loss PPL: 7.389000E+00 |"
+    ]
+
+
+class Recorder(Sink):
+    """Notes what it is told, in a list that it shares with others."""
+
+    def __init__(self, name: str, calls: list):
+        self.name, self.calls = name, calls
+
+    def start(self) -> None:
+        self.calls.append((self.name, "start"))
+
+    def event(self, event: str, values: dict) -> None:
+        self.calls.append((self.name, event, values))
+
+    def close(self) -> None:
+        self.calls.append((self.name, "close"))
+
+
+def test_every_sink_hears_of_every_event_and_is_closed_by_an_error():
+    calls: list = []
+    log = Log(None, True)
+    log.add(Recorder("a", calls))
+    log.add(Recorder("b", calls))
+    with pytest.raises(KeyboardInterrupt), log:
+        log.event("save", iteration=3)
+        raise KeyboardInterrupt
+    assert calls == [
+        *(("a", "start"), ("b", "start")),
+        *(("a", "save", {"iteration": 3}), ("b", "save", {"iteration": 3})),
+        *(("b", "close"), ("a", "close")),  # what was started last ends first
+    ]
+
+
+def test_a_duration_is_written_as_a_person_reads_it():
+    assert duration(59.6) == "0:01:00"
+    assert duration(2 * 86400 + 5) == "2 days, 0:00:05"
