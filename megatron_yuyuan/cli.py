@@ -97,8 +97,8 @@ def add_config_argument(parser: argparse._ActionsContainer, name: str, **options
     elif declared.type == tuple[str, ...]:
         options |= {"nargs": "+", "metavar": "PREFIX"}
     elif declared.type == tuple[int, ...]:
-        words = declared.metadata["metavar"]
-        options |= {"type": int, "nargs": len(words), "metavar": words}
+        words = declared.metadata.get("metavar")
+        options |= {"type": int, "nargs": len(words) if words else "+", "metavar": words or "N"}
     else:
         choices = declared.metadata.get("choices")
         metavar = None if choices else declared.type.__name__.upper()

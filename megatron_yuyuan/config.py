@@ -40,7 +40,12 @@ class ModelConfig:
     hidden_dropout: float = 0.0
     """Dropout after the embedding, the attention projection and the MLP."""
     attention_dropout: float = 0.0
-    """Dropout of the attention weights (takes the unfused attention path)."""
+    """Dropout of the attention weights. By the counter it takes the unfused attention path."""
+    attention_dropout_rng: str = field(
+        default="counter", metadata={"choices": ("counter", "torch")}
+    )
+    """Where the masks of attention_dropout come from. counter: the same on every layout. torch: torch's own
+    generator inside fused attention; faster, but they change with the layout, and so do the results."""
 
     @property
     def head_dim(self) -> int:
@@ -74,7 +79,18 @@ class ParallelConfig:
     tensor_model_parallel_size: int = 1
     """Ranks that share each matrix. Divides num_attention_heads and the padded vocabulary."""
     pipeline_model_parallel_size: int = 1
-    """Ranks that share the layers, each holding a consecutive run of them."""
+    """Ranks that share the layers, each holding one or more stages: consecutive runs of them."""
+    pipeline_schedule: str = field(
+        default="1F1B",
+        metadata={"choices": ("1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble")},
+    )
+    """In which order the micro batches pass the stages. 1F1B: one stage a rank. Interleaved1F1B,
+    InterleavedZeroBubble: several a rank. ZBVZeroBubble: two a rank, embedding and head on the same."""
+    num_virtual_stages_per_pipeline_rank: int = 0
+    """Stages of a rank under the interleaved schedules. 0 means 2, and it is always 2 under ZBVZeroBubble."""
+    pipeline_layout: tuple[int, ...] = ()
+    """Layers of each stage, in the order of the model. Without it the stages are balanced by cost, the
+    embedding's and the head's too."""
     sequence_parallel: bool = False
     """Divide LayerNorm, dropout and residual along T over the tensor ranks."""
     data_parallel_sharding_strategy: str = field(
@@ -82,6 +98,9 @@ class ParallelConfig:
     )
     """What a data rank holds. no_shard: all weights, gradients and moments. optim: its share of each at rest,
     all weights during a step. optim_grads_params: its share, and the weights of a layer while it computes."""
+    num_distributed_optimizer_instances: int = 1
+    """Hybrid sharding: data ranks divide weights, gradients and moments in so many groups, each of which holds
+    all of them. Neighbouring ranks are of one group. Divides the data ranks."""
     recompute_activations: bool = False
     """The same as recompute_granularity selective."""
     recompute_granularity: str = field(
@@ -101,6 +120,13 @@ class ParallelConfig:
     """Who carries the collectives. auto: nccl on CUDA, gloo on the CPU."""
     distributed_timeout_minutes: int = 10
     """A collective that waits longer than this ends the job."""
+
+    @property
+    def stages_per_rank(self) -> int:
+        """Stages of the model on one pipeline rank. A single rank has one, whatever the schedule."""
+        if self.pipeline_model_parallel_size == 1 or self.pipeline_schedule == "1F1B":
+            return 1
+        return self.num_virtual_stages_per_pipeline_rank or 2
 
     @property
     def recomputed(self) -> str:
@@ -215,6 +241,18 @@ class TrainingConfig:
     """Key of everything random: initial weights, data order, dropout."""
     bf16: bool = False
     """Compute in bfloat16; weights at rest, gradients' sums and optimizer state stay float32."""
+    fp16: bool = False
+    """Compute in float16, the loss multiplied by a scale so that small gradients are not rounded to 0."""
+    loss_scale: float = 0.0
+    """The scale under fp16, for the whole run. 0 means dynamic: as large as the gradients allow."""
+    initial_loss_scale: float = 65536.0
+    """The first dynamic scale."""
+    min_loss_scale: float = 1.0
+    """The smallest dynamic scale. A gradient that overflows even then is an error."""
+    loss_scale_window: int = 1000
+    """The dynamic scale is doubled after so many steps in a row without overflow."""
+    hysteresis: int = 2
+    """Overflows that the dynamic scale bears before it is halved; counted anew when it is doubled."""
     eval_interval: int = 1000
     """Iterations between evaluations on the validation set; the last iteration always evaluates."""
     eval_iters: int = 100
@@ -242,8 +280,18 @@ class CheckpointConfig:
     from what it finds here."""
     save_interval: int = 1000
     """Iterations between checkpoints; the last iteration is always saved."""
+    async_save: bool = False
+    """Write checkpoints in the background: training waits only while their tensors are copied."""
+    save_retain_interval: int = 0
+    """Keep the checkpoints of iterations that are multiples of this, and remove older others. 0: no such rule.
+    With several of these rules a checkpoint is kept if one of them keeps it; the newest always is."""
+    keep_last: int = 0
+    """Keep so many of the newest checkpoints. 0: no such rule."""
+    keep_best: int = 0
+    """Keep so many of the checkpoints with the lowest validation loss. 0: no such rule."""
     load: str = ""
-    """Run directory to start from; without a checkpoint in it the run ends with an error."""
+    """Run directory to start from; without a checkpoint in it the run ends with an error. hf:DIR begins a
+    new run with the weights of a Hugging Face GPT-2, which a restart continues from `save`."""
     ckpt_step: int = 0
     """Iteration to load. 0 means the latest."""
     finetune: bool = False
@@ -256,6 +304,30 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class LoggingConfig:
+    """Where a run is shown beside console and metrics.jsonl, and how closely. Changes nothing of it."""
+
+    log_throughput: bool = False
+    """Add `throughput per GPU (TFLOP/s/GPU)` to the lines of a log file, where Megatron-LM has it."""
+    tensorboard_dir: str = ""
+    """Write TensorBoard event files there, under Megatron-LM's tags (needs the extra tensorboard)."""
+    wandb_project: str = ""
+    """Report to this project of Weights & Biases (needs the extra wandb)."""
+    wandb_exp_name: str = ""
+    """Name of the run there; needed with wandb_project."""
+    wandb_save_dir: str = ""
+    """Its files are kept in the folder wandb in there. Without it: in SAVE."""
+    profile: bool = False
+    """Write a Chrome trace of a few iterations to SAVE/profile, one file a rank."""
+    profile_step_start: int = 10
+    """First iteration in the trace, counted from 1 at the beginning of the run."""
+    profile_step_end: int = 12
+    """First iteration that is no longer in it."""
+    profile_ranks: tuple[int, ...] = ()
+    """Ranks that write one. Without it: all."""
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything a run is made from. Saved beside it as config.toml."""
 
@@ -265,6 +337,13 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @property
+    def is_layout_free(self) -> bool:
+        """Whether every layout gives the same result: no mask comes from a generator of the rank's
+        own. Every claim of equal layouts asks this first."""
+        return not self.model.attention_dropout or self.model.attention_dropout_rng == "counter"
 
     def replace(self, **changes) -> "Config":
         """A copy with single fields changed by name, whatever their group: replace(hidden_size=64,

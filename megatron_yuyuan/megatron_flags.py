@@ -2,17 +2,22 @@
 
 NOT_YET = frozenset(
     """
-    --context-parallel-size --num-layers-per-virtual-pipeline-stage --fp16 --loss-scale
-    --initial-loss-scale --loss-scale-window --hysteresis --num-workers
-    --untie-embeddings-and-output-weights --save-retain-interval --no-load-rng --async-save
-    --exit-signal --log-throughput --log-progress --tensorboard-dir --wandb-project
+    --context-parallel-size --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout
+    --decoder-first-pipeline-num-layers --decoder-last-pipeline-num-layers
+    --num-workers
+    --untie-embeddings-and-output-weights --no-load-rng
+    --exit-signal --log-progress
     --iterations-to-skip --deterministic-mode --partitions --keep-sequential-samples
     """.split()
 )
 """The feature is not built: refused with the words `not yet`, on the command line and in TOML."""
 
 INSTEAD = {
-    "--fp16": "--bf16",
+    "--num-layers-per-virtual-pipeline-stage": "--pipeline-schedule Interleaved1F1B with "
+    "--num-virtual-stages-per-pipeline-rank",
+    "--pipeline-model-parallel-layout": "--pipeline-layout",
+    "--decoder-first-pipeline-num-layers": "--pipeline-layout",
+    "--decoder-last-pipeline-num-layers": "--pipeline-layout",
     "--exit-signal": "leave it out: SIGTERM and SIGUSR1 always save and stop",
     "--partitions": "--num-tasks and --task-index",
     "--keep-sequential-samples": "leave it out: documents always keep their order",
@@ -25,13 +30,19 @@ NO_EFFECT = frozenset(
     --overlap-param-gather --manual-gc --no-masked-softmax-fusion
     --no-create-attention-mask-in-dataloader --use-cpu-initialization --use-distributed-optimizer
     --verify-integrity --check-for-nan-in-loss-and-grad --exit-signal-handler
+    --use-pytorch-profiler --log-timers-to-tensorboard --log-memory-to-tensorboard
+    --log-validation-ppl-to-tensorboard
+    --account-for-embedding-in-pipeline-split --account-for-loss-in-pipeline-split
     """.split()
 )
 """Flags without a value that ask for what happens here anyway, or for nothing: accepted with a warning.
 Adam's state is divided over the data axis but under no_shard, checkpoints are always verified, a step that is not
-finite is never taken, signals always save and stop, and the order of samples needs no cache."""
+finite is never taken, signals always save and stop, stages are balanced by cost, the order of samples needs no cache,
+the trace of --profile is torch's, and TensorBoard gets every figure."""
 
-NO_EFFECT_WITH_VALUE = frozenset({"--transformer-impl", "--data-cache-path"})
+NO_EFFECT_WITH_VALUE = frozenset(
+    {"--transformer-impl", "--data-cache-path", "--tensorboard-queue-size"}
+)
 """The same, followed by a value."""
 
 

@@ -2,13 +2,10 @@
 group exists."""
 
 import dataclasses
-import math
-from collections.abc import Iterator
 
 from megatron_yuyuan.config import Config, TrainingConfig
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
-
-Problems = Iterator[ConfigError]
+from megatron_yuyuan.validation_layout import Problems, divisors, layout_problems, one_of
 
 
 def validate(config: Config, world_size: int) -> None:
@@ -18,8 +15,9 @@ def validate(config: Config, world_size: int) -> None:
     """
     problems = list(_missing(config))
     if not problems:  # the checks below divide by these numbers
-        problems = [*_model(config), *_layout(config, world_size), *_recomputation(config)]
+        problems = [*_model(config), *layout_problems(config, world_size)]
         problems += [*_length(config), *_learning_rate(config), *_optimizer(config)]
+        problems += [*_precision(config), *_retention(config), *_logging(config, world_size)]
     if problems:
         raise ConfigErrors(problems)
 
@@ -29,6 +27,8 @@ def _missing(config: Config) -> Problems:
     needed = {
         *("num_layers", "hidden_size", "num_attention_heads", "make_vocab_size_divisible_by"),
         *("tensor_model_parallel_size", "pipeline_model_parallel_size"),
+        *("num_distributed_optimizer_instances", "initial_loss_scale"),
+        *("min_loss_scale", "loss_scale_window", "hysteresis"),
         *("micro_batch_size", "seq_length", "log_interval", "distributed_timeout_minutes"),
     }
     for group in dataclasses.fields(config):
@@ -62,87 +62,6 @@ def _model(config: Config) -> Problems:
         if getattr(m, name) >= 1:
             why = "nothing would be left to learn from"
             yield ConfigError(f"{name}={getattr(m, name)}", why, "0 to 0.9")
-
-
-def _layout(config: Config, world_size: int) -> Problems:
-    """The model over the ranks."""
-    m, p = config.model, config.parallel
-    tensor, pipeline = p.tensor_model_parallel_size, p.pipeline_model_parallel_size
-    shares = {
-        f"num_attention_heads={m.num_attention_heads}": m.num_attention_heads,
-        f"the padded vocabulary {m.padded_vocab_size}": m.padded_vocab_size,
-        f"the MLP's width {m.mlp_size}": m.mlp_size,
-    }
-    if p.sequence_parallel:
-        shares[f"with sequence_parallel, seq_length={config.data.seq_length}"] = (
-            config.data.seq_length
-        )
-    for what, size in shares.items():
-        if size % tensor:
-            yield ConfigError(
-                f"{what} cannot be divided over tensor_model_parallel_size={tensor}",
-                "a tensor rank computes whole heads and an equal share of everything else",
-                one_of(divisors(math.gcd(*shares.values()))),
-            )
-    if pipeline > m.num_layers:
-        yield ConfigError(
-            f"num_layers={m.num_layers} cannot be divided over "
-            f"pipeline_model_parallel_size={pipeline}",
-            "a stage holds one layer at least",
-            f"{m.num_layers} or fewer stages",
-        )
-    if world_size % (tensor * pipeline):
-        yield ConfigError(
-            f"{world_size} ranks cannot be divided into tensor {tensor} x pipeline {pipeline}",
-            "the number of ranks is tensor x pipeline x data",
-            f"{-(-world_size // (tensor * pipeline)) * tensor * pipeline} ranks, or another layout",
-        )
-        return
-    yield from _batches(config, world_size // (tensor * pipeline))
-
-
-def _batches(config: Config, data: int) -> Problems:
-    """Global batches, growing ones too, over `data` data ranks."""
-    t = config.training
-    share = t.micro_batch_size * data
-    sizes = {"global_batch_size": t.global_batch_size}
-    if len(t.rampup_batch_size) == 3:
-        names = ("START of rampup_batch_size", "INCREMENT of rampup_batch_size")
-        sizes |= dict(zip(names, t.rampup_batch_size, strict=False))
-    for name, size in sizes.items():
-        if size % share:
-            yield ConfigError(
-                f"{name}={size} is not a multiple of micro_batch_size={t.micro_batch_size} x {data} "
-                "data ranks",
-                "every data rank runs whole micro batches",
-                f"{max(1, round(size / share)) * share}",
-            )
-
-
-def _recomputation(config: Config) -> Problems:
-    """What the backward computes again."""
-    p = config.parallel
-    by_blocks = p.recompute_method != "none" and p.recompute_num_layers > 0
-    if p.recompute_activations and p.recompute_granularity == "full":
-        yield ConfigError(
-            "recompute_activations with recompute_granularity=full",
-            "the one asks for the core of attention, the other for whole blocks",
-            "one of the two",
-        )
-    elif p.recomputed == "full" and not by_blocks:
-        yield ConfigError(
-            f"recompute_granularity=full with recompute_method={p.recompute_method} and "
-            f"recompute_num_layers={p.recompute_num_layers}",
-            "blocks are recomputed by a method, so many at a time",
-            "--recompute-method uniform --recompute-num-layers 1",
-        )
-    elif p.recomputed != "full" and (p.recompute_method != "none" or p.recompute_num_layers):
-        yield ConfigError(
-            f"recompute_method={p.recompute_method} and recompute_num_layers="
-            f"{p.recompute_num_layers} with recompute_granularity={p.recomputed}",
-            "they say how whole blocks are recomputed",
-            "--recompute-granularity full, or leave them out",
-        )
 
 
 def _length(config: Config) -> Problems:
@@ -237,17 +156,81 @@ def _optimizer(config: Config) -> Problems:
             yield ConfigError(f"{name}={value}", why, "0.9 to 0.999")
 
 
+def _logging(config: Config, world_size: int) -> Problems:
+    """Where a run is shown and traced."""
+    log, save = config.logging, config.checkpoint.save
+    if log.wandb_project and not log.wandb_exp_name:
+        why = "Weights & Biases lists runs by their names"
+        yield ConfigError("wandb_project without wandb_exp_name", why, "--wandb-exp-name NAME")
+    if log.wandb_project and not (log.wandb_save_dir or save):
+        what = "wandb_project without wandb_save_dir, and there is no --save"
+        why = "it keeps files in one of the two"
+        yield ConfigError(what, why, "--wandb-save-dir DIR, or --save DIR")
+    if (log.wandb_exp_name or log.wandb_save_dir) and not log.wandb_project:
+        what = "wandb_exp_name or wandb_save_dir without wandb_project"
+        yield ConfigError(what, "nothing is reported without a project", "--wandb-project NAME")
+    if log.profile and not save:
+        why = "the traces are written to SAVE/profile"
+        yield ConfigError("profile, but there is no --save", why, "--save DIR")
+    start, end = log.profile_step_start, log.profile_step_end
+    if log.profile and not 0 < start < end:
+        yield ConfigError(
+            f"profile_step_start={start}, profile_step_end={end}",
+            "iterations are counted from 1, and the last one is not in the trace",
+            f"--profile-step-start {max(1, start)} --profile-step-end {max(1, start) + 2}",
+        )
+    absent = [rank for rank in log.profile_ranks if not 0 <= rank < world_size]
+    if absent:
+        what = f"profile_ranks has {', '.join(map(str, absent))}"
+        why = f"the ranks of this job are 0 to {world_size - 1}"
+        yield ConfigError(what, why, "ranks of these, or leave it out")
+
+
+def _precision(config: Config) -> Problems:
+    """What is computed in, and the loss scale that float16 needs."""
+    t = config.training
+    if t.fp16 and t.bf16:
+        yield ConfigError("fp16 and bf16", "a run computes in one dtype", "one of the two")
+    names = ("loss_scale", "initial_loss_scale", "min_loss_scale")
+    names += ("loss_scale_window", "hysteresis")
+    given = [name for name in names if getattr(t, name) != getattr(TrainingConfig(), name)]
+    if given and not t.fp16:
+        why = "only the gradients of float16 need a loss scale"
+        yield ConfigError(f"{' and '.join(given)} without fp16", why, "--fp16, or leave it out")
+    if t.min_loss_scale > t.initial_loss_scale:
+        yield ConfigError(
+            f"min_loss_scale={t.min_loss_scale} is above initial_loss_scale={t.initial_loss_scale}",
+            "the scale never falls below min_loss_scale",
+            f"--min-loss-scale {t.initial_loss_scale}",
+        )
+
+
+def _retention(config: Config) -> Problems:
+    """Which checkpoints are kept."""
+    t, c = config.training, config.checkpoint
+    if c.save_interval and c.save_retain_interval % c.save_interval:
+        multiple = -(-c.save_retain_interval // c.save_interval) * c.save_interval
+        yield ConfigError(
+            f"save_retain_interval={c.save_retain_interval} is not a multiple of "
+            f"save_interval={c.save_interval}",
+            "it chooses among the iterations that are saved",
+            f"--save-retain-interval {multiple}",
+        )
+    if c.keep_best and (not t.eval_iters or not t.eval_interval):
+        yield ConfigError(
+            f"keep_best={c.keep_best} with eval_interval={t.eval_interval} and eval_iters={t.eval_iters}",
+            "the best are those of lowest validation loss",
+            "--eval-interval and --eval-iters above 0, or --keep-last",
+        )
+    elif c.keep_best and c.save_interval % t.eval_interval:
+        yield ConfigError(
+            f"keep_best={c.keep_best}, but save_interval={c.save_interval} is not a multiple of "
+            f"eval_interval={t.eval_interval}",
+            "a checkpoint is judged by the evaluation of its own iteration",
+            f"--eval-interval {c.save_interval}",
+        )
+
+
 def counts_samples(training: TrainingConfig) -> bool:
     """Whether a run and the course of its learning rate are counted in samples, not iterations."""
     return bool(training.train_samples or training.rampup_batch_size)
-
-
-def divisors(number: int) -> list[int]:
-    """All divisors of a positive number, ascending."""
-    return [k for k in range(1, number + 1) if number % k == 0]
-
-
-def one_of(values: list[int]) -> str:
-    """`1, 2 or 4`, shortened to the eight smallest."""
-    *head, last = values if len(values) <= 8 else values[:8]
-    return f"{', '.join(map(str, head))} or {last}" if head else str(last)

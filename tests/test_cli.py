@@ -28,14 +28,15 @@ def test_megatrons_flags_are_built_refused_or_without_effect(repository):
     """The conventions a Megatron-LM script relies on."""
     known = """--tensor-model-parallel-size --pipeline-model-parallel-size --context-parallel-size
     --sequence-parallel --num-layers-per-virtual-pipeline-stage --use-distributed-optimizer
-    --distributed-backend --distributed-timeout-minutes --micro-batch-size --global-batch-size
+    --num-distributed-optimizer-instances --distributed-backend --distributed-timeout-minutes
+    --micro-batch-size --global-batch-size
     --rampup-batch-size --seq-length --max-position-embeddings --train-iters --train-samples
     --num-layers --hidden-size --ffn-hidden-size --num-attention-heads --init-method-std
     --make-vocab-size-divisible-by --attention-dropout --hidden-dropout
     --untie-embeddings-and-output-weights --lr --min-lr --lr-decay-style --lr-decay-iters
     --lr-decay-samples --lr-wsd-decay-style --lr-wsd-decay-iters --lr-wsd-decay-samples
     --lr-warmup-fraction --lr-warmup-iters --lr-warmup-samples --weight-decay --clip-grad --adam-beta1 --adam-beta2
-    --adam-eps --bf16 --fp16 --loss-scale --initial-loss-scale --loss-scale-window --hysteresis
+    --adam-eps --bf16 --fp16 --loss-scale --initial-loss-scale --loss-scale-window --hysteresis --min-loss-scale
     --data-path --split --train-data-path --valid-data-path --data-cache-path --num-workers
     --eod-mask-loss --reset-position-ids --vocab-file --merge-file --tokenizer-type
     --tokenizer-model --save --load --save-interval --save-retain-interval --no-load-optim
@@ -54,7 +55,7 @@ def test_flags_without_effect_are_accepted_and_named(capsys):
 
 
 def test_a_name_whose_feature_is_not_built_is_refused_in_a_file(tmp_path):
-    (tmp_path / "run.toml").write_text("[training]\nfp16 = true")
+    (tmp_path / "run.toml").write_text("[training]\nexit_signal = 15")
     with pytest.raises(ConfigError, match="not yet"):
         parse_config("", ["--config", str(tmp_path / "run.toml")])
 
@@ -88,7 +89,7 @@ def test_help_shows_every_flag_without_importing_torch(repository, command):
 
 def test_an_error_is_three_lines_and_status_2(repository):
     ended = subprocess.run(
-        [sys.executable, str(repository / "pretrain_gpt.py"), "--fp16"],
+        [sys.executable, str(repository / "pretrain_gpt.py"), "--exit-signal"],
         capture_output=True,
         text=True,
         check=False,
@@ -97,19 +98,19 @@ def test_an_error_is_three_lines_and_status_2(repository):
     lines = ended.stderr.splitlines()
     assert [line[:7] for line in lines] == ["error: ", "  why: ", "  try: "]
     assert "not yet" in lines[0]
-    assert "--bf16" in lines[2]
+    assert "SIGTERM" in lines[2]
 
 
 def test_torchruns_report_names_the_cause_too(repository, tmp_path):
     error_file = tmp_path / "attempt_0" / "0" / "error.json"
     error_file.parent.mkdir(parents=True)
     subprocess.run(
-        [sys.executable, str(repository / "pretrain_gpt.py"), "--fp16"],
+        [sys.executable, str(repository / "pretrain_gpt.py"), "--exit-signal"],
         env=os.environ | {"TORCHELASTIC_ERROR_FILE": str(error_file)},
         capture_output=True,
         check=False,
     )
-    assert json.loads(error_file.read_text())["message"] == "--fp16 is not yet supported"
+    assert json.loads(error_file.read_text())["message"] == "--exit-signal is not yet supported"
 
 
 def test_ctrl_c_is_no_traceback():
@@ -126,11 +127,11 @@ def test_ctrl_c_is_no_traceback():
 
 def test_debug_adds_the_traceback(repository):
     ended = subprocess.run(
-        [sys.executable, str(repository / "pretrain_gpt.py"), "--fp16", "--debug"],
+        [sys.executable, str(repository / "pretrain_gpt.py"), "--exit-signal", "--debug"],
         capture_output=True,
         text=True,
         check=False,
     )
     assert ended.returncode == 2
     assert "Traceback" in ended.stderr
-    assert "error: --fp16" in ended.stderr
+    assert "error: --exit-signal" in ended.stderr

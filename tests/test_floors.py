@@ -13,8 +13,11 @@ FLOORS = [
         "config",
         "config_toml",
         "validation",
+        "validation_layout",
         "cli",
         "log",
+        "panel",
+        "writers",
     },
     {"data", "kernels"},
     {"model"},
@@ -22,7 +25,7 @@ FLOORS = [
     {"train"},
     {"checkpoint"},
     {"evaluate"},
-    {"resolve", "samples", "exit_report"},
+    {"resolve", "samples", "exit_report", "introduction"},
     {"run"},
 ]
 MODEL_MAY_IMPORT = {"torch", "math", "dataclasses", "config", "kernels", "model"}

@@ -10,6 +10,7 @@ from megatron_yuyuan.config import IGNORE, Config
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.parallel.plan import build_stages
 from megatron_yuyuan.train.loop import Trainer
+from megatron_yuyuan.train.loss_scale import LossScale
 from megatron_yuyuan.train.optimizer import build_optimizer
 from megatron_yuyuan.train.state import TrainState
 
@@ -100,7 +101,8 @@ def build_trainer(config: Config) -> Trainer:
     """A trainer on the ranks of the process group that is there."""
     mesh = mesh_module.start(config.parallel)
     stages = build_stages(config, mesh)
-    return Trainer(config, TrainState(stages, build_optimizer(stages, config.optimizer), mesh))
+    optimizer, scale = build_optimizer(stages, config.optimizer), LossScale(config.training)
+    return Trainer(config, TrainState(stages, optimizer, mesh, scale))
 
 
 def largest_difference(

@@ -4,15 +4,24 @@ import torch
 import torch.distributed as dist
 from tiny import RandomText, build_trainer
 
+from megatron_yuyuan.parallel.collectives import all_reduced
 from megatron_yuyuan.train.loop import Trainer
 
 
 def whole_gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Every gradient of the whole model; of the embedding's two copies the first stage's."""
-    mine = {
-        name: parameter.grad.full_tensor()
-        for name, parameter in trainer.state.stages[0].named_parameters()
-    }
+    """Every gradient of the whole model, without the loss scale; of the embedding's two copies the
+    first stage's.
+
+    What every tensor rank holds whole must be the same on all of them.
+    """
+    mine = {}
+    for stage in reversed(trainer.state.stages):
+        for name, parameter in stage.named_parameters():
+            if parameter.grad.placements[-1].is_replicate():
+                local = parameter.grad.to_local()
+                largest = all_reduced(local, trainer.mesh.group("tensor"), dist.ReduceOp.MAX)
+                assert torch.equal(local, largest), f"{name} differs between tensor ranks"
+            mine[name] = parameter.grad.full_tensor() / trainer.state.loss_scale.scale
     parts: list = [None] * dist.get_world_size()
     dist.all_gather_object(parts, (trainer.mesh.rank("pipeline"), mine))
     whole = {}
@@ -23,9 +32,16 @@ def whole_gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 def five_steps(config) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Gradients of the first of five steps; losses and gradient norms of all, validation loss."""
+    assert config.is_layout_free, "layouts of this configuration are not to be compared"
     trainer, samples = build_trainer(config), RandomText()
-    trainer.gradients(samples)
-    gradients = whole_gradients(trainer)
+    gradients, compute = {}, trainer.gradients
+
+    def kept(dataset):
+        figures = compute(dataset)
+        gradients.update(gradients or whole_gradients(trainer))
+        return figures
+
+    trainer.gradients = kept
     taken = [trainer.step(samples) for _ in range(5)]
     figures = [step[key] for step in taken for key in ("lm_loss", "grad_norm")]
     return gradients, [*figures, trainer.evaluate(RandomText(length=13))["validation_loss"]]

@@ -3,6 +3,8 @@ once."""
 
 import argparse
 
+from megatron_yuyuan.config import ParallelConfig
+
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model is opened, and where."""
@@ -41,6 +43,24 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the drawing (default: 0)"
     )
+
+
+def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the model is divided over the ranks of a job."""
+    for axis, what in (("tensor", "each matrix"), ("pipeline", "the layers")):
+        parser.add_argument(
+            f"--{axis}-model-parallel-size",
+            type=int,
+            default=1,
+            metavar="N",
+            help=f"ranks that share {what} (default: 1)",
+        )
+
+
+def layout_of(options: argparse.Namespace) -> ParallelConfig:
+    """The layout that the flags name."""
+    tensor, pipeline = options.tensor_model_parallel_size, options.pipeline_model_parallel_size
+    return ParallelConfig(tensor, pipeline, device=options.device)
 
 
 def sampling(options: argparse.Namespace) -> dict:

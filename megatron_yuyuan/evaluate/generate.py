@@ -6,11 +6,12 @@ from torch import Tensor
 from megatron_yuyuan.checkpoint.model import LoadedModel
 from megatron_yuyuan.errors import ConfigError, DataError
 from megatron_yuyuan.model.gpt2 import GPT2, KeyValueCache
+from megatron_yuyuan.parallel.forward import DividedModel
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
-    model: GPT2,
+    model: GPT2 | DividedModel,
     tokens: list[int],
     max_new_tokens: int,
     *,
@@ -27,7 +28,7 @@ def generate(
     Temperature 0 takes the likeliest token; above it tokens are drawn from the top_k likeliest (0:
     all) within the smallest set that holds top_p of the probability, by a generator seeded with
     `seed`. The whole text never exceeds max_position_embeddings. The cache changes the time, not
-    the ids. `model` is in eval mode.
+    the ids. `model` is in eval mode; of a divided one every rank calls alike and gets the same ids.
 
     Raises DataError: an empty prompt, or one that leaves no position for a token; ConfigError: a
     value out of range.
@@ -40,13 +41,13 @@ def generate(
             "a text continues a prompt of at least one token and needs a position for each of its own",
             f"a prompt of 1 to {positions - 1} tokens",
         )
-    weight, generator = model.wte.weight, torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     ids, stop = list(tokens), min(len(tokens) + max_new_tokens, positions)
-    cache = KeyValueCache(model.config, 1, stop, weight.device, weight.dtype) if use_cache else None
+    cache = KeyValueCache(stop) if use_cache else None
     while len(ids) < stop:
         first = cache.length if cache else 0
-        unread = torch.tensor([ids[first:]], device=weight.device)
-        places = torch.arange(first, len(ids), device=weight.device)[None]
+        unread = torch.tensor([ids[first:]], device=model.device)
+        places = torch.arange(first, len(ids), device=model.device)[None]
         logits = model(unread, positions=places, sample_ids=unread[:, 0], step=0, cache=cache)[
             0, -1
         ]

@@ -45,23 +45,26 @@ class Sides:
 
 
 class KeyValueCache:
-    """Keys and values of every layer for the tokens seen so far, (B, N, T, D) each.
+    """Keys and values, (B, N, T, D) each, of the tokens seen so far, for every layer that asks.
 
-    `length` tokens are in it; a forward pass over T more appends them, then the caller calls
-    `advance(T)`.
+    `length` tokens are in it, of at most `capacity`; a forward pass over T more appends them, then
+    the caller calls `advance(T)`.
     """
 
-    def __init__(self, config: ModelConfig, batch: int, length: int, device=None, dtype=None):
-        shape = (config.num_layers, 2, batch, config.num_attention_heads, length, config.head_dim)
-        self._store = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
+    def __init__(self, capacity: int):
+        self.capacity, self.length = capacity, 0
+        self._store: dict[int, tuple[Tensor, Tensor]] = {}
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append this layer's new keys and values; return all of them so far."""
+        if layer not in self._store:
+            shape = (*k.shape[:2], self.capacity, k.shape[3])
+            self._store[layer] = k.new_empty(shape), v.new_empty(shape)
         stop = self.length + k.shape[2]
-        self._store[layer, 0, :, :, self.length : stop] = k
-        self._store[layer, 1, :, :, self.length : stop] = v
-        return self._store[layer, 0, :, :, :stop], self._store[layer, 1, :, :, :stop]
+        for kept, new in zip(self._store[layer], (k, v), strict=True):
+            kept[:, :, self.length : stop] = new
+        keys, values = self._store[layer]
+        return keys[:, :, :stop], values[:, :, :stop]
 
     def advance(self, tokens: int) -> None:
         self.length += tokens
@@ -126,6 +129,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
         self.recompute_core = False
+        self.fused_dropout = config.attention_dropout_rng == "torch"
         self.c_attn = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.c_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.attn_dropout = AttentionDropout(
@@ -150,11 +154,12 @@ class Attention(nn.Module):
         """q (B, N, T, D) against k, v (B, N, S, D), S >= T: the queries are the last T of S
         tokens."""
         mask = self.mask(q.shape[2], k.shape[2], sides.document_ids, q.device)
-        if not (self.training and self.attn_dropout.p):
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        p = self.attn_dropout.p if self.training else 0.0
+        if not p or self.fused_dropout:
+            return F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=mask is None)
         if mask is None:
             mask = causal_mask(q.shape[2], k.shape[2], q.device)
-        scores = (q @ k.transpose(-1, -2)) / math.sqrt(self.head_dim)
+        scores = (q / math.sqrt(self.head_dim)) @ k.transpose(-1, -2)  # float16: scaled first
         weights = scores.float().masked_fill(~mask, -math.inf).softmax(-1).to(q.dtype)
         return self.attn_dropout(weights, sides) @ v
 
@@ -229,6 +234,11 @@ class GPT2(nn.Module):
         )
         self.head: nn.Module | None = LanguageModelHead(config.vocab_size)
         self.recomputation = Recomputation()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(self.parameters()).device
 
     def recompute(self, recomputation: Recomputation) -> None:
         """Choose what the backward computes again. A fresh model keeps everything."""

@@ -12,6 +12,8 @@ from megatron_yuyuan.config import IGNORE
 LOGITS_AT_A_TIME = 1 << 24
 """Logits that the loss holds at once, 64 MiB in float32: large enough for the matrix products to run
 at full speed, small beside the activations of a layer."""
+TILE = 64
+"""Tokens of a long chunk are a multiple of this: matrix products work in tiles."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if learning:
             hidden_gradient = torch.empty_like(hidden)
             weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
-        for part in _chunks(len(hidden), len(weight)):
-            part_loss, gradient = _chunk(hidden[part], weight, labels[part], rows)
+        length = _chunk_length(len(weight))
+        memory = hidden.new_empty(min(length, len(hidden)), len(weight))  # of each chunk in turn
+        for start in range(0, len(hidden), length):
+            part = slice(start, start + length)
+            logits = memory[: len(labels[part])]
+            torch.mm(hidden[part], weight.t(), out=logits)
+            part_loss, gradient = _chunk(logits, labels[part], rows)
             loss += part_loss
             if learning:
-                gradient = gradient.to(x.dtype)
-                torch.mm(gradient, weight, out=hidden_gradient[part])
-                _add_product(weight_gradient, gradient.t(), hidden[part])
+                rounded = gradient.to(x.dtype)
+                torch.mm(rounded, weight, out=hidden_gradient[part])
+                if x.dtype == torch.float16:  # a sum over tokens is outside its range
+                    weight_gradient.addmm_(gradient.t(), hidden[part].float())
+                else:
+                    _add_product(weight_gradient, rounded.t(), hidden[part])
         if learning:
             ctx.save_for_backward(hidden_gradient.view_as(x), weight_gradient)
         return loss
@@ -120,20 +130,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _chunks(tokens: int, columns: int) -> list[slice]:
-    """The tokens in runs whose logits are within LOGITS_AT_A_TIME, one token at least."""
+def _chunk_length(columns: int) -> int:
+    """Tokens whose logits are within LOGITS_AT_A_TIME: one at least, whole TILEs if that many."""
     length = max(1, LOGITS_AT_A_TIME // columns)
-    return [slice(start, start + length) for start in range(0, tokens, length)]
+    return length - length % TILE if length > TILE else length
 
 
-def _chunk(x: Tensor, weight: Tensor, labels: Tensor, rows: VocabularyRows):
-    """Summed loss () of a chunk of tokens x (n, C), and its gradient in the logits, (n, R).
+def _chunk(logits: Tensor, labels: Tensor, rows: VocabularyRows) -> tuple[Tensor, Tensor]:
+    """Summed loss () of a chunk of n tokens, and its gradient in their logits (n, R), in their place
+    where they are float32.
 
     Two exchanges of n numbers: the largest logit; then the sum of exponentials and the label's
     logit, together. The gradient, softmax - onehot, is local.
     """
-    z = F.linear(x, weight).float()
-    real = min(max(rows.vocab_size - rows.first, 0), len(weight))
+    z = logits.float()
+    real = min(max(rows.vocab_size - rows.first, 0), z.shape[-1])
     z[:, real:] = -math.inf
     z -= rows.maximum(z.amax(-1))[:, None]
     column = labels - rows.first

@@ -1,7 +1,9 @@
 """The one place that knows the ranks: a mesh of three axes, pipeline x data x tensor.
 
-Everyone else receives a `Mesh` as an argument. Neighbouring ranks share a tensor axis, because it
-talks most; the pipeline axis is outermost, because it talks least.
+The data axis is itself two, replica x shard: what a data rank rests is divided over the shard axis
+and repeated over the replica axis. Everyone else receives a `Mesh` as an argument. Neighbouring ranks
+share a tensor axis, because it talks most, then a shard axis; the pipeline axis is outermost, because
+it talks least.
 """
 
 import os
@@ -65,21 +67,25 @@ class Mesh:
     """The ranks of a job, as one rank sees them."""
 
     axes: DeviceMesh
-    """Named axes: pipeline, data, tensor; and whole, of size 1, over which a data rank that keeps whole
-    parameters divides them."""
+    """Named axes: pipeline, replica, shard, tensor."""
+    data: DeviceMesh
+    """The data axis: replica and shard in one."""
     device: torch.device
     tied_group: dist.ProcessGroup | None
     """First and last stage at this rank's place: the two copies of the embedding. None where there
     is one copy."""
 
     def size(self, axis: str) -> int:
-        return self.axes[axis].size()
+        return self._one(axis).size()
 
     def rank(self, axis: str) -> int:
-        return self.axes[axis].get_local_rank()
+        return self._one(axis).get_local_rank()
 
     def group(self, axis: str) -> dist.ProcessGroup:
-        return self.axes[axis].get_group()
+        return self._one(axis).get_group()
+
+    def _one(self, axis: str) -> DeviceMesh:
+        return self.data if axis == "data" else self.axes[axis]
 
     @property
     def is_main(self) -> bool:
@@ -87,9 +93,12 @@ class Mesh:
         return dist.get_rank() == 0
 
     def describe(self) -> str:
-        """`pipeline 2 x data 2 x tensor 2 on cpu over gloo`."""
-        sizes = " x ".join(f"{axis} {self.size(axis)}" for axis in ("pipeline", "data", "tensor"))
-        return f"{sizes} on {self.device.type} over {dist.get_backend()}"
+        """`pipeline 2 x data 2 x tensor 2 on cpu over gloo`; `data 8 (replica 2 x shard 4)` where the data
+        axis is neither only repeated nor only divided."""
+        sizes = {axis: f"{axis} {self.size(axis)}" for axis in ("pipeline", "data", "tensor")}
+        if 1 < self.size("shard") < self.size("data"):
+            sizes["data"] += f" (replica {self.size('replica')} x shard {self.size('shard')})"
+        return f"{' x '.join(sizes.values())} on {self.device.type} over {dist.get_backend()}"
 
 
 def start(parallel: ParallelConfig) -> Mesh:
@@ -105,10 +114,14 @@ def start(parallel: ParallelConfig) -> Mesh:
     if not dist.is_initialized():
         _join(parallel, device)
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    shape = (pipeline, dist.get_world_size() // (tensor * pipeline), 1, tensor)
-    names = ("pipeline", "data", "whole", "tensor")
+    data = dist.get_world_size() // (tensor * pipeline)
+    whole = parallel.data_parallel_sharding_strategy == "no_shard"
+    replicas = data if whole else parallel.num_distributed_optimizer_instances
+    shape = (pipeline, replicas, data // replicas, tensor)
+    names = ("pipeline", "replica", "shard", "tensor")
     axes = init_device_mesh(device.type, shape, mesh_dim_names=names)
-    mesh = Mesh(axes, device, _tied_group(axes.mesh))
+    data_axis = axes["replica", "shard"]._flatten("data")  # torch 2.13 has no public one
+    mesh = Mesh(axes, data_axis, device, _tied_group(axes.mesh))
     dist.barrier()  # nobody writes before everybody has read what the run starts from
     return mesh
 

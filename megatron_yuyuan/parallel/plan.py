@@ -9,9 +9,9 @@ from megatron_yuyuan.config import Config
 from megatron_yuyuan.model.gpt2 import GPT2, initial_values
 from megatron_yuyuan.model.recomputation import Recomputation
 from megatron_yuyuan.parallel.cross_entropy import VocabParallelHead
-from megatron_yuyuan.parallel.data import divide_over_data
+from megatron_yuyuan.parallel.data import compute_dtype, divide_over_data
 from megatron_yuyuan.parallel.mesh import Mesh
-from megatron_yuyuan.parallel.pipeline import stage_layers
+from megatron_yuyuan.parallel.stages import StagePlan, plan_stages
 from megatron_yuyuan.parallel.tensor import (
     ColumnParallelLinear,
     PositionEmbedding,
@@ -44,20 +44,26 @@ replaces."""
 
 
 def build_stages(config: Config, mesh: Mesh) -> list[GPT2]:
-    """This rank's stages of the model (one under 1F1B), divided over all three axes and
-    initialised.
+    """This rank's stages of the model, in order, divided over all axes and initialised.
 
     Built on the meta device, cut to the stage's layers, its layers exchanged for tensor-parallel
     ones, then one unit at a time given memory, filled, and divided over the data axis: a rank never
     holds more than its own part and one unit's tensor slice.
     """
+    plan = plan_stages(config)
+    return [build_stage(config, mesh, plan, s) for s in plan.of_rank(mesh.rank("pipeline"))]
+
+
+def build_stage(config: Config, mesh: Mesh, plan: StagePlan, stage: int) -> GPT2:
+    """One of them."""
     with torch.device("meta"):
         model = GPT2(config.model, config.training.seed)
-    keep_stage(model, mesh.rank("pipeline"), mesh.size("pipeline"))
+    keep_stage(model, plan, stage)
     parallel = config.parallel
     again = (parallel.recomputed, parallel.recompute_method, parallel.recompute_num_layers)
     model.recompute(Recomputation(*again))
-    axis = TensorAxis(mesh.axes["tensor"], parallel.sequence_parallel)
+    halves = mesh.size("pipeline") > 1 and parallel.pipeline_schedule.endswith("ZeroBubble")
+    axis = TensorAxis(mesh.axes["tensor"], parallel.sequence_parallel, splits_backward=halves)
     divide_over_tensor(model, axis)
     for name, unit in [(f"h.{i}.", block) for i, block in model.h.items()] + [("", model)]:
         own = [n for n, p in unit.named_parameters() if p.is_meta]
@@ -65,22 +71,22 @@ def build_stages(config: Config, mesh: Mesh) -> list[GPT2]:
         for parameter in own:
             _initialise(name + parameter, unit.get_parameter(parameter), config, axis)
         strategy = parallel.data_parallel_sharding_strategy
-        divide_over_data(unit, mesh, strategy, config.training.bf16)
-    return [model]
+        divide_over_data(unit, mesh, strategy, compute_dtype(config.training))
+    return model
 
 
-def keep_stage(model: GPT2, stage: int, stages: int) -> None:
+def keep_stage(model: GPT2, plan: StagePlan, stage: int) -> None:
     """Remove every layer, and embedding or head, that stands on another stage. Tied: both ends keep
     wte."""
-    layers = stage_layers(len(model.h), stages)[stage]
+    first, last = stage == 0, stage == len(plan) - 1
     for name in list(model.h):
-        if int(name) not in layers:
+        if int(name) not in plan.layers[stage]:
             del model.h[name]
-    if stage > 0:
+    if not first:
         model.wpe = None
-    if stage < stages - 1:
+    if not last:
         model.ln_f = model.head = None
-    if 0 < stage < stages - 1:
+    if not (first or last):
         model.wte = None
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -10,13 +10,21 @@ import torch.distributed as dist
 from megatron_yuyuan.config import IGNORE, Config
 from megatron_yuyuan.data.loader import Borders, Dataset, read_batch
 from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.kernels.philox import name_key
 from megatron_yuyuan.log import Log
+from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.pipeline import Pipeline
-from megatron_yuyuan.train.optimizer import clip_gradients, gradient_norm, sum_tied_gradients
+from megatron_yuyuan.train.optimizer import (
+    clip_coefficient,
+    gradient_norm,
+    scale_gradients,
+    sum_tied_gradients,
+)
 from megatron_yuyuan.train.schedule import batch_size, learning_rate, train_iterations
 from megatron_yuyuan.train.spikes import WINDOW, is_spike
 from megatron_yuyuan.train.state import TrainState
 from megatron_yuyuan.train.stopping import Stop, Stopping
+from megatron_yuyuan.train.throughput import Throughput
 
 
 class Trainer:
@@ -25,6 +33,7 @@ class Trainer:
     def __init__(self, config: Config, state: TrainState, borders: Borders | None = None):
         self.config, self.state, self.mesh = config, state, state.mesh
         self.borders, self.batch_size = borders, 0
+        self.throughput = Throughput(config, self.mesh.device, dist.get_world_size())
         self._use_batches_of(config.training.global_batch_size)
 
     def _use_batches_of(self, size: int) -> None:
@@ -51,8 +60,8 @@ class Trainer:
         )
 
     def gradients(self, dataset: Dataset) -> tuple[float, float]:
-        """Leave the gradient of the next global batch in the parameters; return (loss, global
-        gradient norm).
+        """Leave the gradient of the next global batch, times the loss scale, in the parameters; return
+        (loss, global gradient norm), without the scale.
 
         The loss is the sum over all learned tokens of the global batch divided by their number,
         which is known before the first backward. Raises DataError where there is none.
@@ -64,16 +73,20 @@ class Trainer:
         if not tokens:
             raise nothing_to_learn(f"the batch after sample {self.state.consumed_samples}")
         self.state.optimizer.zero_grad(set_to_none=True)
-        loss = self.pipeline.forward_backward(batch, self.state.iteration, tokens.item()).double()
+        if not self.config.is_layout_free:
+            seed_torch(self.config.training.seed, self.state.iteration, self.mesh)
+        scale = self.state.loss_scale.scale
+        loss = self.pipeline.forward_backward(
+            batch, self.state.iteration, tokens.item() / scale
+        ).double()
         dist.all_reduce(loss, group=self.mesh.group("data"))
-        if self.pipeline.stages > 1:
-            dist.broadcast(
-                loss, group=self.mesh.group("pipeline"), group_src=self.pipeline.stages - 1
-            )
+        if self.mesh.size("pipeline") > 1:
+            group = self.mesh.group("pipeline")
+            dist.broadcast(loss, group=group, group_src=self.pipeline.loss_rank)
         if self.mesh.size("tensor") > 1:  # one copy decides for all, whatever their last bit
             dist.broadcast(loss, group=self.mesh.group("tensor"), group_src=0)
         sum_tied_gradients(self.state.stages, self.mesh)
-        return loss.item(), gradient_norm(self.state.stages, self.mesh).item()
+        return loss.item() / scale, gradient_norm(self.state.stages, self.mesh).item() / scale
 
     def step(self, dataset: Dataset) -> dict:
         """Take one optimizer step, or pass over it; return its figures, with `reason` and `samples`
@@ -81,14 +94,15 @@ class Trainer:
 
         A step is passed over if its loss or gradient is not finite, or, with skip_loss_spikes, if
         its loss is a spike. Every rank decides alike, and none updates anything. Raises DataError
-        for a step that is not finite when max_skipped_iterations are used up.
+        for a step that is not finite when max_skipped_iterations are used up, unless its gradient
+        overflowed and the loss scale can fall.
         """
-        begun = time.perf_counter()
+        begun, scale = time.perf_counter(), self.state.loss_scale.scale
         loss, norm = self.gradients(dataset)
         rate, reason = self._learning_rate(), self._reason_to_skip(loss, norm)
         first = self.state.consumed_samples
         if not reason:
-            self._update(norm, rate)
+            self._update(norm, rate, scale)
         self.state.iteration += 1
         self.state.consumed_samples += self.batch_size
         seconds = time.perf_counter() - begun
@@ -97,10 +111,11 @@ class Trainer:
             "lm_loss": loss,
             "grad_norm": norm,
             "learning_rate": rate,
+            "loss_scale": scale,
             "global_batch_size": self.batch_size,
             "consumed_samples": self.state.consumed_samples,
             "seconds": seconds,
-            "tokens_per_second": self.batch_size * self.config.data.seq_length / seconds,
+            **self.throughput.figures(self.batch_size, seconds, self.state),
         }
         passed_over = {"reason": reason, "samples": [first, self.state.consumed_samples - 1]}
         return figures | passed_over if reason else figures
@@ -114,29 +129,46 @@ class Trainer:
         return learning_rate(self.state.iteration + 1, training.train_iters, optimizer)
 
     def _reason_to_skip(self, loss: float, norm: float) -> str:
-        """Why no update may be made with this gradient; empty if it may. Counts and remembers."""
-        state, training = self.state, self.config.training
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            if state.skipped_iterations >= training.max_skipped_iterations:
-                first = state.consumed_samples
-                raise DataError(
-                    f"iteration {state.iteration + 1}: loss {loss}, gradient norm {norm}, on samples "
-                    f"{first} to {first + self.batch_size - 1}",
-                    "an update with them would destroy the weights; none was made on any rank",
-                    "a lower --lr, a longer warm-up, --max-skipped-iterations "
-                    f"{state.skipped_iterations + 1}, or look at these samples",
-                )
-            state.skipped_iterations += 1
-            return "not finite"
-        if not training.skip_loss_spikes:
+        """Why no update may be made with this gradient; empty if it may. Counts and remembers.
+
+        A loss that is not finite is no overflow: the forward does not know the scale, and no smaller
+        one would mend it.
+        """
+        state = self.state
+        if not math.isfinite(loss):
+            return self._not_finite(loss, norm)
+        overflow, can_fall = not math.isfinite(norm), state.loss_scale.can_fall
+        state.loss_scale.update(overflow)
+        if overflow:
+            return "overflow" if can_fall else self._not_finite(loss, norm)
+        if not self.config.training.skip_loss_spikes:
             return ""
         spike = is_spike(loss, state.recent_losses)
         state.recent_losses = [*state.recent_losses, loss][-WINDOW:]
         return "loss spike" if spike else ""
 
-    def _update(self, norm: float, rate: float) -> None:
-        """Clip the gradient, whose norm is known, and take the optimizer's step."""
-        clip_gradients(self.state.stages, norm, self.config.optimizer.clip_grad)
+    def _not_finite(self, loss: float, norm: float) -> str:
+        """Pass over a step that nothing can mend, or raise DataError if too many were."""
+        state, training = self.state, self.config.training
+        if state.skipped_iterations >= training.max_skipped_iterations:
+            first = state.consumed_samples
+            scale = f" at loss scale {state.loss_scale.scale:g}" if training.fp16 else ""
+            raise DataError(
+                f"iteration {state.iteration + 1}: loss {loss}, gradient norm {norm}{scale}, on samples "
+                f"{first} to {first + self.batch_size - 1}",
+                "an update with them would destroy the weights; none was made on any rank",
+                f"{'--bf16 in place of --fp16, ' if training.fp16 else ''}a lower --lr, a longer "
+                f"warm-up, --max-skipped-iterations {state.skipped_iterations + 1}, or look at these "
+                "samples",
+            )
+        state.skipped_iterations += 1
+        return "not finite"
+
+    def _update(self, norm: float, rate: float, scale: float) -> None:
+        """Clip the gradient, whose norm is known, take the loss scale out of it, and take the
+        optimizer's step."""
+        clipped = clip_coefficient(norm, self.config.optimizer.clip_grad)
+        scale_gradients(self.state.stages, clipped / scale)
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
         self.state.optimizer.step()
@@ -151,7 +183,7 @@ class Trainer:
         total = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
         for consumed in range(0, samples, size):
             total += self.pipeline.evaluate(self.batch(dataset, consumed, limit=samples))
-        self.pipeline.rest()
+        self.pipeline.forward.rest()
         dist.all_reduce(total, group=self.mesh.group("data"))
         if not total[1]:
             raise nothing_to_learn("the validation set")
@@ -164,11 +196,18 @@ class Trainer:
             )
         return {
             "iteration": self.state.iteration,
+            "consumed_samples": self.state.consumed_samples,
             "validation_loss": loss,
             "validation_perplexity": _perplexity(loss),
             "tokens": int(total[1].item()),
             "samples": samples,
         }
+
+
+def seed_torch(seed: int, step: int, mesh: Mesh) -> None:
+    """Give torch's own generator the seed of this step on this rank: a run that is resumed on the same
+    layout draws the same masks, and there is no random state to save."""
+    torch.manual_seed(name_key(seed, f"masks of step {step} on rank {mesh.axes.get_rank()}"))
 
 
 def nothing_to_learn(what: str) -> DataError:
@@ -184,11 +223,21 @@ def _perplexity(loss: float) -> float:
     return math.exp(min(loss, 100.0))
 
 
+class Saver(Protocol):
+    """What writes checkpoints; checkpoint/saver.py has them."""
+
+    def save(self, validation_loss: float | None) -> None:
+        """Keep this moment. validation_loss: of an evaluation of it."""
+
+    def poll(self) -> None:
+        """A step without a save has been taken."""
+
+
 def train(
     trainer: Trainer,
     training_set: Dataset,
     validation_set: Dataset | None,
-    save: Callable[[], None],
+    saver: Saver,
     stopping: Stopping,
     log: Log,
 ) -> Stop | None:
@@ -205,33 +254,28 @@ def train(
     if evaluates and state.evaluation_due:
         _evaluate(trainer, validation_set, log)
     while state.iteration < last and stop is None:
-        figures = trainer.step(training_set)
-        if "reason" in figures:
-            log.skip(figures)
-        else:
-            log.event("step", **figures)
-        if state.iteration % config.training.log_interval == 0 or state.iteration == last:
-            log.step(figures, last)
+        figures, validation_loss = trainer.step(training_set), None
+        log.event("skip" if "reason" in figures else "step", **figures)
         if state.iteration < last:
             stop = stopping.agreed(state.iteration, trainer.mesh.device)
         state.evaluation_due = evaluates and _due(
             state.iteration, config.training.eval_interval, last
         )
         if state.evaluation_due and stop is None:
-            _evaluate(trainer, validation_set, log)
+            validation_loss = _evaluate(trainer, validation_set, log)
         if stop is not None or _due(state.iteration, config.checkpoint.save_interval, last):
-            save()
+            saver.save(validation_loss)
+        else:
+            saver.poll()
     return stop
 
 
-def _evaluate(trainer: Trainer, validation_set: Dataset, log: Log) -> None:
+def _evaluate(trainer: Trainer, validation_set: Dataset, log: Log) -> float:
+    """Evaluate and say so; return the loss."""
     figures = trainer.evaluate(validation_set)
     trainer.state.evaluation_due = False
     log.event("evaluation", **figures)
-    log.line(
-        f" validation loss at iteration {figures['iteration']} | lm loss value: "
-        f"{figures['validation_loss']:.6E} | lm loss PPL: {figures['validation_perplexity']:.6E} |"
-    )
+    return figures["validation_loss"]
 
 
 def _due(iteration: int, interval: int, last: int) -> bool:

@@ -21,29 +21,34 @@ def build_optimizer(stages: list[GPT2], optimizer: OptimizerConfig) -> torch.opt
         lr=optimizer.lr,
         betas=(optimizer.adam_beta1, optimizer.adam_beta2),
         eps=optimizer.adam_eps,
-        foreach=True,
+        fused=True,
     )
 
 
 def sum_tied_gradients(stages: list[GPT2], mesh: Mesh) -> None:
     """Add up the gradients of the embedding's two copies, on the first and the last stage, so that
     they stay equal."""
-    for stage in stages:
-        if mesh.tied_group is not None and stage.wte is not None:
-            dist.all_reduce(stage.wte.weight.grad.to_local(), group=mesh.tied_group)
+    copies = [stage.wte.weight.grad.to_local() for stage in stages if stage.wte is not None]
+    if len(copies) == 2:  # a schedule that comes back has both on one rank
+        first, last = copies
+        last.copy_(first.add_(last))
+    elif copies and mesh.tied_group is not None:
+        dist.all_reduce(copies[0], group=mesh.tied_group)
 
 
 def gradient_norm(stages: list[GPT2], mesh: Mesh) -> Tensor:
     """The 2-norm of the gradient of the whole model, () float64, the same on every rank.
 
     Every element counts once: of a replicated gradient the first copy, of the tied embedding the
-    first stage's.
+    first stage's. Within a row float32 is exact enough; a float64 copy of all elements would take
+    longer than the optimizer's step.
     """
     total = torch.zeros((), dtype=torch.float64, device=mesh.device)
     for stage in stages:
         for name, parameter in stage.named_parameters():
             if not (name == "wte.weight" and stage.wpe is None):
-                total += _own_elements(parameter).double().square().sum()
+                rows = torch.linalg.vector_norm(_own_elements(parameter), dim=-1)
+                total += rows.double().square().sum()
     dist.all_reduce(total)
     return total.sqrt()
 
@@ -59,10 +64,16 @@ def _own_elements(parameter: nn.Parameter) -> Tensor:
     return gradient.to_local() if not any(copies) else gradient.to_local()[:0]
 
 
+def clip_coefficient(norm: float, largest: float) -> float:
+    """What a gradient of this norm is multiplied by so that its norm is `largest` at most. largest 0:
+    it is never clipped."""
+    return largest / norm if largest and norm > largest else 1.0
+
+
 @torch.no_grad()
-def clip_gradients(stages: list[GPT2], norm: float, largest: float) -> None:
-    """Scale every gradient by largest / norm if norm is above largest. 0 means never."""
-    if largest and norm > largest:
+def scale_gradients(stages: list[GPT2], coefficient: float) -> None:
+    """Multiply every gradient by a number."""
+    if coefficient != 1.0:
         for stage in stages:
             for parameter in stage.parameters():
-                parameter.grad.to_local().mul_(largest / norm)
+                parameter.grad.to_local().mul_(coefficient)

@@ -8,18 +8,21 @@ from torch import Tensor
 
 from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.parallel.mesh import Mesh
+from megatron_yuyuan.train.loss_scale import LossScale
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
 class TrainState:
-    """Everything that a step changes. There is no random state: see kernels/philox.py."""
+    """Everything that a step changes. There is no random state: see kernels/philox.py, and
+    `loop.seed_torch` where torch's own generator is asked for."""
 
     stages: list[GPT2]
     """This rank's pipeline stages, divided; one under 1F1B."""
     optimizer: torch.optim.AdamW
     mesh: Mesh
+    loss_scale: LossScale
     iteration: int = 0
     """Steps taken."""
     consumed_samples: int = 0
@@ -28,7 +31,8 @@ class TrainState:
     """Steps that the optimizer's moments have seen; fewer than iteration if they were begun anew, or if
     steps were passed over."""
     skipped_iterations: int = 0
-    """Steps passed over because their loss or gradient was not finite."""
+    """Steps passed over because their loss or gradient was not finite, those aside that the loss scale
+    overflowed and fell for."""
     recent_losses: list[float] = field(default_factory=list)
     """Losses of the last steps, if spikes are watched for; see train/spikes.py."""
     evaluation_due: bool = False
@@ -45,6 +49,15 @@ class TrainState:
                 named |= {f"{moment}.{name}": moments[moment] for moment in MOMENTS}
         return named
 
+    def tie(self) -> None:
+        """After `tensors` have been filled: where both copies of the embedding lie on this rank,
+        `tensors` named the last stage's. The first stage's takes its values."""
+        copies = [stage.wte.weight for stage in self.stages if stage.wte is not None]
+        for copy in copies[:-1]:
+            copy.detach().copy_(copies[-1].detach())
+            for moment in MOMENTS:
+                self.moments(copy)[moment].copy_(self.moments(copies[-1])[moment])
+
     def moments(self, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
         """AdamW's state of one parameter, made as AdamW makes it if no step has been taken.
 
@@ -53,7 +66,7 @@ class TrainState:
         """
         state = self.optimizer.state[parameter]
         if not state:
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.zeros((), device=parameter.device)  # fused AdamW wants it there
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state
@@ -72,12 +85,14 @@ class TrainState:
             "skipped_iterations": self.skipped_iterations,
             "recent_losses": self.recent_losses,
             "evaluation_due": self.evaluation_due,
+            "loss_scale": self.loss_scale.state_dict(),
         }
 
     def recall(self, document: dict) -> None:
         """Take the history from a state.json; an older one has none."""
-        for name, value in self.history().items():
-            setattr(self, name, document.get(name, value))
+        for name in ("skipped_iterations", "recent_losses", "evaluation_due"):
+            setattr(self, name, document.get(name, getattr(self, name)))
+        self.loss_scale.load_state_dict(document.get("loss_scale", {}))
 
 
 def named_parameters(stages: list[GPT2]) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -135,7 +135,7 @@ def test_documents_in_one_sequence_do_not_see_each_other(tokens):
 def test_the_cache_gives_the_logits_of_the_whole_text(tokens):
     model = build().eval()
     with torch.no_grad():
-        whole, cache = model(tokens, **sides(tokens)), KeyValueCache(SHAPE, 3, 20)
+        whole, cache = model(tokens, **sides(tokens)), KeyValueCache(20)
         for start, stop in [(0, 7), (7, 8), (8, 13), (13, 20)]:
             part = {**sides(tokens), "positions": torch.arange(start, stop).expand(3, -1)}
             logits = model(tokens[:, start:stop], **part, cache=cache)

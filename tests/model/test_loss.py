@@ -34,7 +34,9 @@ def chunk(request, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=["float32", "bf16"]
+    ("dtype", "bound"),
+    [(torch.float32, 1e-6), (torch.bfloat16, 1e-2), (torch.float16, 1e-3)],
+    ids=["float32", "bf16", "fp16"],
 )
 def test_loss_and_gradients_are_those_of_all_logits_at_once(chunk, dtype, bound):
     x, weight, labels = inputs(dtype)
@@ -51,6 +53,19 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(chunk, dtype, bound)
         difference = (actual.float() - reference.float()).abs().max()
         assert difference <= 10 * bound * reference.float().abs().max()
     assert not weight.grad[VOCAB:].any()
+
+
+def test_a_sum_over_tokens_may_leave_the_range_of_float16():
+    """The weight's gradient of 20000 alike tokens, before it is divided by their number."""
+    x = torch.full((1, 20000, 4), 8.0, dtype=torch.float16)
+    weight = torch.zeros(V, 4, dtype=torch.float16, requires_grad=True)
+    labels = torch.zeros(x.shape[:2], dtype=torch.int64)
+    total, count = LanguageModelHead(VOCAB)(x, weight, labels)
+    (total / count).sum().backward()
+    expected = torch.full((VOCAB, 4), 8 / VOCAB)
+    expected[0] -= 8
+    assert expected[0, 0] * 20000 < torch.finfo(torch.float16).min
+    torch.testing.assert_close(weight.grad[:VOCAB].float(), expected, rtol=1e-3, atol=0)
 
 
 def test_rows_held_apart_give_what_they_give_together():

@@ -8,10 +8,12 @@ from trajectory import five_steps
 
 from megatron_yuyuan.checkpoint.dcp import load_tensors, save_checkpoint
 from megatron_yuyuan.cli import parse_config
-from megatron_yuyuan.errors import ConfigError
+from megatron_yuyuan.errors import ConfigError, ConfigErrors
+from megatron_yuyuan.validation import validate
 
 DROPOUT = TINY.replace(hidden_dropout=0.1, attention_dropout=0.1)
 STRATEGIES = ["no_shard", "optim", "optim_grads_params"]
+HYBRID = {"num_distributed_optimizer_instances": 2}
 
 
 def test_a_strategy_that_is_not_known_is_refused_and_megatrons_flag_is_not(capsys):
@@ -36,6 +38,25 @@ def test_any_strategy_takes_the_steps_of_one_process(ranks, alone, layout, strat
     compare(ranks, alone, layout, strategy)
 
 
+HYBRID_LAYOUTS = [Layout(data=4), Layout(2, 4), Layout(1, 4, 2, True), Layout(data=8)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+@pytest.mark.parametrize("layout", HYBRID_LAYOUTS, ids=str)
+def test_hybrid_sharding_takes_the_steps_of_one_process(ranks, alone, layout, strategy):
+    compare(ranks, alone, layout, strategy, **HYBRID)
+
+
+def test_instances_that_do_not_divide_the_data_ranks_are_refused():
+    config = Layout(data=8).of(TINY)
+    with pytest.raises(ConfigErrors, match=r"8 data ranks cannot.*=3\n.*\n  try: 1, 2, 4 or 8$"):
+        validate(config.replace(num_distributed_optimizer_instances=3), 8)
+    with pytest.raises(ConfigErrors, match="every data rank holds all of it"):
+        validate(config.replace(data_parallel_sharding_strategy="no_shard", **HYBRID), 8)
+    validate(config.replace(**HYBRID), 8)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("layout", all_layouts(1, 2, 4, 8), ids=str)
@@ -43,8 +64,8 @@ def test_any_strategy_at_any_layout_takes_the_steps_of_one_process(ranks, alone,
     compare(ranks, alone, layout, strategy)
 
 
-def compare(ranks, alone, layout, strategy) -> None:
-    config = layout.of(DROPOUT).replace(data_parallel_sharding_strategy=strategy)
+def compare(ranks, alone, layout, strategy, **changes) -> None:
+    config = layout.of(DROPOUT).replace(data_parallel_sharding_strategy=strategy, **changes)
     gradients, figures = ranks.run(layout.ranks, five_steps, config)
     difference, name = largest_difference(gradients, alone[0])
     assert difference <= 1e-5, name
@@ -120,6 +141,15 @@ def test_a_rank_holds_what_its_strategy_says(ranks, layout):
     assert measured["optim_grads_params"]["gathered"] == ends + block
 
 
+def test_a_rank_holds_its_share_of_its_instance(ranks):
+    """Four data ranks in two instances: half of everything, not a quarter."""
+    config = Layout(data=4).of(TINY)
+    quarter, half = (ranks.run(4, memory, c) for c in (config, config.replace(**HYBRID)))
+    assert half["gathered"] == quarter["gathered"] == 4 * TINY.model.num_parameters
+    for key in ("parameters", "gradients", "moments"):
+        assert half[key] == 2 * quarter[key]
+
+
 def saved_and_continued(config, directory: str) -> dict[str, list[float]]:
     """Losses of three steps after the checkpoint of two: uninterrupted, and from it under each strategy."""
     trainer, samples = build_trainer(config), RandomText()
@@ -145,11 +175,36 @@ def test_a_checkpoint_of_one_strategy_continues_under_another(ranks, tmp_path, s
         assert losses[strategy] == pytest.approx(expected, rel=1e-6)
 
 
+def across_instances(config, directory: str) -> dict[str, list[float]]:
+    """Losses of two steps after a step of each of two layouts and a checkpoint: uninterrupted, and under
+    the other layout."""
+    layouts = {"hybrid": config.replace(**HYBRID), "divided": config}
+    losses, samples = {}, RandomText()
+    for name, other in (("hybrid", "divided"), ("divided", "hybrid")):
+        trainer = build_trainer(layouts[name])
+        trainer.step(samples)
+        path = save_checkpoint(f"{directory}/{name}", 1, trainer.state.tensors(), {})
+        losses[name] = [trainer.step(samples)["lm_loss"] for _ in range(2)]
+        trainer = build_trainer(layouts[other])
+        load_tensors(path, trainer.state.tensors())
+        trainer.state.continue_after(1, 8, 1)
+        losses[f"{name} to {other}"] = [trainer.step(samples)["lm_loss"] for _ in range(2)]
+    return losses
+
+
+def test_a_checkpoint_crosses_from_and_to_hybrid_sharding(ranks, tmp_path):
+    """And on the way: hybrid sharding takes the steps that plain sharding takes."""
+    losses = ranks.run(4, across_instances, Layout(data=4).of(DROPOUT), str(tmp_path))
+    for continued in losses.values():
+        assert continued == pytest.approx(losses["divided"], rel=1e-6)
+
+
 def reductions(config) -> dict[str, int]:
     """How often gradients are reduced over more than one rank in the second step."""
     trainer, samples = build_trainer(config), RandomText()
     trainer.step(samples)
-    data = trainer.mesh.group("data")
+    axes = (trainer.mesh.axes["replica"], trainer.mesh.axes["shard"])
+    groups = [axis.get_group() for axis in axes if axis.size() > 1]
     counts = dict.fromkeys(("reduce_scatter", "all_reduce"), 0)
     names = {"reduce_scatter_single", "reduce_scatter_tensor", "all_reduce"}
     kept = {name: getattr(dist, name) for name in names if hasattr(dist, name)}
@@ -157,7 +212,7 @@ def reductions(config) -> dict[str, int]:
     def counted(name):
         def call(*tensors, **options):
             result = tensors[0] if tensors else options["output"]
-            if options.get("group") == data and result.dim():  # not the scalars of the loop
+            if options.get("group") in groups and result.dim():  # not the scalars of the loop
                 counts[name.removesuffix("_single").removesuffix("_tensor")] += 1
             return kept[name](*tensors, **options)
 
@@ -181,3 +236,10 @@ def test_gradients_are_reduced_once_per_step(ranks, layout, strategy):
     how = "all_reduce" if strategy == "no_shard" else "reduce_scatter"
     expected = {"reduce_scatter": 0, "all_reduce": 0} | {how: units}
     assert ranks.run(layout.ranks, reductions, config) == expected
+
+
+def test_hybrid_sharding_reduces_once_inside_and_once_between(ranks):
+    config = Layout(data=4).of(TINY).replace(**HYBRID)
+    units = TINY.model.num_layers + 1
+    expected = {"reduce_scatter": units, "all_reduce": units}
+    assert ranks.run(4, reductions, config) == expected

@@ -1,6 +1,7 @@
 """Who starts the processes, and where they compute."""
 
 import pytest
+import torch.distributed as dist
 
 from megatron_yuyuan.config import ParallelConfig
 from megatron_yuyuan.errors import ConfigError
@@ -40,3 +41,31 @@ def test_a_rank_without_a_device_of_its_own_is_refused(monkeypatch):
         mesh.choose_device(ParallelConfig())
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert mesh.choose_device(ParallelConfig()).index == 1
+
+
+def places(parallel: ParallelConfig) -> tuple[list[dict[str, int]], str]:
+    """Where each rank stands on every axis, and how the mesh is described."""
+    own = mesh.start(parallel)
+    axes = ("pipeline", "data", "replica", "shard", "tensor")
+    mine: list = [None] * dist.get_world_size()
+    dist.all_gather_object(mine, {axis: own.rank(axis) for axis in axes})
+    return mine, own.describe()
+
+
+def test_neighbours_divide_and_far_ranks_repeat(ranks):
+    parallel = ParallelConfig(device="cpu", num_distributed_optimizer_instances=2)
+    found, description = ranks.run(4, places, parallel)
+    assert [rank["data"] for rank in found] == [0, 1, 2, 3]
+    assert [(rank["replica"], rank["shard"]) for rank in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    expected = "pipeline 1 x data 4 (replica 2 x shard 2) x tensor 1 on cpu over gloo"
+    assert description == expected
+
+
+def test_without_sharding_the_shard_axis_has_one_rank(ranks):
+    parallel = ParallelConfig(
+        device="cpu", data_parallel_sharding_strategy="no_shard", tensor_model_parallel_size=2
+    )
+    found, description = ranks.run(4, places, parallel)
+    assert [rank["replica"] for rank in found] == [rank["data"] for rank in found] == [0, 0, 1, 1]
+    assert {rank["shard"] for rank in found} == {0}
+    assert description == "pipeline 1 x data 2 x tensor 2 on cpu over gloo"

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from tiny import TINY, Layout, RandomText, build_trainer
 
 from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.train.loss_scale import LossScale
 from megatron_yuyuan.train.spikes import WINDOW, is_spike
 from megatron_yuyuan.train.state import TrainState
 
@@ -128,7 +129,7 @@ def spiky(config):
     first = trainer.step(samples)
     held_back = unchanged(trainer, before)
     document = json.loads(json.dumps(trainer.state.history()))
-    restored = TrainState([], trainer.state.optimizer, trainer.mesh)
+    restored = TrainState([], None, None, LossScale(config.training))
     restored.recall(document)
     assert restored.recent_losses == trainer.state.recent_losses
     trainer.state.recent_losses = [100.0, 200.0] * (WINDOW // 2)
@@ -147,6 +148,7 @@ def test_a_loss_spike_is_passed_over_and_remembered(ranks, layout):
 
 
 def test_a_state_of_before_has_no_history():
-    state = TrainState([], None, None)
+    state = TrainState([], None, None, LossScale(TINY.training))
+    fresh = state.history()
     state.recall({"iteration": 3})
-    assert state == TrainState([], None, None)
+    assert state.history() == fresh

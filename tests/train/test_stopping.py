@@ -2,6 +2,7 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 from tiny import TINY, Layout, RandomText, build_trainer
@@ -41,12 +42,13 @@ def run_of(config, signalled: tuple[int, int] | None = None, put_off: bool = Fal
         evaluated.append(trainer.state.iteration)
         return evaluate(dataset)
 
-    def save():
+    def save(_validation_loss):
         os.kill(os.getpid(), signal.SIGTERM)  # one more signal, while the state is saved
         saved.append(trainer.state.iteration)
 
+    saver = SimpleNamespace(save=save, poll=lambda: None)
     trainer.evaluate, trainer.state.evaluation_due = counted, put_off
-    stop = train(trainer, training_set, RandomText(), save, stopping, Log(None, False))
+    stop = train(trainer, training_set, RandomText(), saver, stopping, Log(None, False))
     return stop, saved, evaluated, trainer.state.evaluation_due
 
 

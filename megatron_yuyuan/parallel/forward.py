@@ -1,0 +1,76 @@
+"""A forward pass through all stages of a divided model, for evaluation and generation.
+
+torch's schedules are for training: their `eval` fails where the backward is split in two and is
+silently wrong for batches that do not divide evenly. Here hidden states go from stage to stage by
+send and receive, whatever the placement of the stages, the number of samples or their length.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from megatron_yuyuan.config import Config
+from megatron_yuyuan.model.gpt2 import GPT2, KeyValueCache
+from megatron_yuyuan.parallel.data import compute_dtype
+from megatron_yuyuan.parallel.mesh import Mesh
+from megatron_yuyuan.parallel.stages import plan_stages
+
+
+class StagedForward:
+    """This rank's stages of the model, through which one batch at a time passes."""
+
+    def __init__(self, models: list[GPT2], mesh: Mesh, config: Config):
+        self.mesh, self.plan = mesh, plan_stages(config)
+        self.models = dict(zip(self.plan.of_rank(mesh.rank("pipeline")), models, strict=True))
+        """Number of a stage -> its part of the model, in order."""
+        self.dtype, self._width = compute_dtype(config.training), config.model.hidden_size
+        self._cuts_of_t = mesh.size("tensor") if config.parallel.sequence_parallel else 1
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor, **sides):
+        """The last stage's output on the rank that holds it, hidden states on the others.
+
+        tokens (B, T) int64, T divisible by the tensor ranks under sequence parallelism; sides: the
+        keyword arguments of `GPT2.forward`, read alike on every rank.
+        """
+        group, ranks, output = self.mesh.group("pipeline"), self.plan.ranks, tokens
+        for number, model in self.models.items():
+            if number and ranks[number - 1] != ranks[number]:
+                output = self._empty_hidden(tokens)
+                dist.recv(output, group=group, group_src=ranks[number - 1])
+            output = model.eval()(output, **sides)
+            if number + 1 < len(ranks) and ranks[number + 1] != ranks[number]:
+                dist.send(output.contiguous(), group=group, group_dst=ranks[number + 1])
+        return output
+
+    def _empty_hidden(self, tokens: Tensor) -> Tensor:
+        shape = (tokens.shape[0], tokens.shape[1] // self._cuts_of_t, self._width)
+        return torch.empty(shape, dtype=self.dtype, device=self.mesh.device)
+
+    def rest(self) -> None:
+        """Give gathered parameters back, so that optimizer and checkpoint see the divided ones."""
+        for model in self.models.values():
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
+
+class DividedModel:
+    """The divided model, called for generation as the undivided `GPT2` is: every rank asks for the
+    same tokens and gets the same logits."""
+
+    def __init__(self, models: list[GPT2], mesh: Mesh, config: Config):
+        self.config, self.device, self._mesh = config.model, mesh.device, mesh
+        self._forward = StagedForward(models, mesh, config)
+
+    def __call__(self, tokens: Tensor, *, cache: KeyValueCache | None = None, **sides) -> Tensor:
+        """tokens (B, T) int64 -> (B, T, vocab_size) float32."""
+        output, ranks = self._forward(tokens, cache=cache, **sides), self._forward.plan.ranks
+        if self._mesh.rank("pipeline") == ranks[-1]:
+            logits = output.float().contiguous()
+        else:
+            shape = (*tokens.shape, self.config.vocab_size)
+            logits = torch.empty(shape, device=self.device)
+        dist.broadcast(logits, group=self._mesh.group("pipeline"), group_src=ranks[-1])
+        return logits
