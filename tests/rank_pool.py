@@ -98,7 +98,7 @@ def _work(
     torch.set_num_threads(1)
     file, name = place
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(file).parent)]
+    sys.path.insert(0, str(Path(__file__).parent))
     try:
         specification = importlib.util.spec_from_file_location(Path(file).stem, file)
         module = importlib.util.module_from_spec(specification)

@@ -8,8 +8,11 @@
 | scatter_sequence   | reduce-scatter on T  | all-gather on T      | g bar, arXiv:2205.05198  |
 | gather_last        | all-gather on V      | (no gradient)        |                          |
 
-T is dim 1 of (B, T, ...). No operator writes into a tensor that autograd holds.
+T is dim 1 of (B, T, ...). No operator writes into a tensor that autograd holds. The functions that
+start a collective are for those who compute while it runs; they know no gradient.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -21,25 +24,46 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-def all_reduced(x: Tensor, group: ProcessGroup, op=dist.ReduceOp.SUM) -> Tensor:
-    """The sum (or another reduction) of x over the group, in a new tensor."""
-    result = x.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(result, op, group=group)
-    return result
+@dataclass(frozen=True)
+class Started:
+    """A collective that runs beside what is computed meanwhile. Until `wait` nobody may write into
+    the tensor it was given."""
+
+    work: dist.Work
+    result: Tensor
+    """Not there before the work is done."""
+
+    def wait(self) -> Tensor:
+        """The result, contiguous."""
+        self.work.wait()
+        return self.result.contiguous()
 
 
-def _gathered(x: Tensor, group: ProcessGroup) -> Tensor:
+def start_sum_into(x: Tensor, group: ProcessGroup, op=dist.ReduceOp.SUM) -> Started:
+    """The sum (or another reduction) of x over the group, written over x, which must be contiguous
+    and the caller's alone."""
+    return Started(dist.all_reduce(x, op, group=group, async_op=True), x)
+
+
+def start_gather(x: Tensor, group: ProcessGroup) -> Started:
+    """(B, T / ranks, C) -> (B, T, C)."""
     turned = x.transpose(0, 1).contiguous()  # the single-tensor collectives work on dim 0
     result = turned.new_empty(dist.get_world_size(group) * turned.shape[0], *turned.shape[1:])
-    _all_gather(result, turned, group=group)
-    return result.transpose(0, 1).contiguous()
+    work = _all_gather(result, turned, group=group, async_op=True)
+    return Started(work, result.transpose(0, 1))
 
 
-def _scattered(x: Tensor, group: ProcessGroup) -> Tensor:
+def start_scatter(x: Tensor, group: ProcessGroup) -> Started:
+    """(B, T, C), to be summed over the group -> (B, T / ranks, C)."""
     turned = x.transpose(0, 1).contiguous()
     result = turned.new_empty(turned.shape[0] // dist.get_world_size(group), *turned.shape[1:])
-    _reduce_scatter(result, turned, group=group)
-    return result.transpose(0, 1).contiguous()
+    work = _reduce_scatter(result, turned, group=group, async_op=True)
+    return Started(work, result.transpose(0, 1))
+
+
+def all_reduced(x: Tensor, group: ProcessGroup, op=dist.ReduceOp.SUM) -> Tensor:
+    """The sum (or another reduction) of x over the group, in a new tensor."""
+    return start_sum_into(x.clone(memory_format=torch.contiguous_format), group, op).wait()
 
 
 class _CopyToRanks(torch.autograd.Function):
@@ -67,22 +91,22 @@ class _GatherSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, group):
         ctx.group = group
-        return _gathered(x, group)
+        return start_gather(x, group).wait()
 
     @staticmethod
     def backward(ctx, gradient):
-        return _scattered(gradient, ctx.group), None
+        return start_scatter(gradient, ctx.group).wait(), None
 
 
 class _ScatterSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, group):
         ctx.group = group
-        return _scattered(x, group)
+        return start_scatter(x, group).wait()
 
     @staticmethod
     def backward(ctx, gradient):
-        return _gathered(gradient, ctx.group), None
+        return start_gather(gradient, ctx.group).wait(), None
 
 
 def copy_to_ranks(x: Tensor, group: ProcessGroup) -> Tensor:

@@ -20,6 +20,9 @@ from megatron_yuyuan.parallel.collectives import (
     copy_to_ranks,
     gather_sequence,
     scatter_sequence,
+    start_gather,
+    start_scatter,
+    start_sum_into,
     sum_over_ranks,
 )
 
@@ -31,6 +34,9 @@ class TensorAxis:
 
     mesh: DeviceMesh
     sequence_parallel: bool
+    splits_backward: bool
+    """Whether the pipeline schedule runs the backward in two halves, for the inputs and, later, for
+    the weights (zero bubble)."""
 
     @property
     def rank(self) -> int:
@@ -47,6 +53,16 @@ class TensorAxis:
     @property
     def divides_sequence(self) -> bool:
         return self.sequence_parallel and self.size > 1
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a column-parallel layer exchanges beside its products, in one autograd node.
+
+        Each half of a split backward would run that node whole, exchanges and products twice: in
+        torch 2.13 `needs_input_grad` tells what the forward's inputs need, not which gradients are
+        asked for. There separate operators stay, of which each half runs its own.
+        """
+        return self.size > 1 and not self.splits_backward
 
     def enter(self, x: Tensor) -> Tensor:
         """Residual stream -> divided layer: (B, T or T / tensor, C) -> (B, T, C)."""
@@ -85,13 +101,61 @@ class TensorAxis:
         return nn.Parameter(DTensor.from_local(local, self.mesh, [placement], run_check=False))
 
 
+class _LinearOfCopy(torch.autograd.Function):
+    """`copy_to_ranks`, then x W^T + b; dx is summed over the group while dW and db are computed."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, group):
+        ctx.save_for_backward(x, weight)
+        ctx.group = group
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        summing = start_sum_into(gradient @ weight, ctx.group)
+        parameters = _gradients_of_parameters(gradient, x)
+        return summing.wait(), *parameters, None
+
+
+class _LinearOfGathered(torch.autograd.Function):
+    """`gather_sequence`, then x W^T + b. Keeps this rank's part of x, not the gathered one.
+
+    The backward gathers x again while it computes the gradient of the gathered x, and scatters that
+    while it computes dW and db.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, group):
+        ctx.save_for_backward(x, weight)
+        ctx.group = group
+        return F.linear(start_gather(x, group).wait(), weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        gathering = start_gather(x, ctx.group)
+        gradient_of_gathered = gradient @ weight
+        gathered = gathering.wait()
+        scattering = start_scatter(gradient_of_gathered, ctx.group)
+        parameters = _gradients_of_parameters(gradient, gathered)
+        return scattering.wait(), *parameters, None
+
+
+def _gradients_of_parameters(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """dW (C_out, C_in) and db (C_out,) of y = x W^T + b, from dy (B, T, C_out) and x (B, T, C_in)."""
+    rows = gradient.flatten(0, 1)
+    return rows.t() @ x.flatten(0, 1), rows.sum(0)
+
+
 class ColumnParallelLinear(nn.Module):
     """y = x W^T + b, the output features divided over the tensor axis.
 
     Every rank multiplies the same x by its own rows of W, so the forward is silent (sequence
     parallel: x is gathered along T); the backward sums the gradient of x over the axis (sequence
-    parallel: and scatters it). Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3 (f);
-    Korthikanti et al. 2022, arXiv:2205.05198 (g).
+    parallel: and scatters it) while it computes the gradients of W and b. Source: Shoeybi et al.
+    2019, arXiv:1909.08053, section 3 (f); Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2
+    (g, and gathering x a second time rather than keeping it).
 
         x       (B, T, C_in)    the same on every tensor rank (sequence parallel: (B, T / tensor, C_in), its own part)
         weight  (C_out, C_in)   DTensor Shard(0); local (C_out / tensor, C_in)
@@ -107,7 +171,11 @@ class ColumnParallelLinear(nn.Module):
         self.weight, self.bias = axis.divided(linear.weight, 0), axis.divided(linear.bias, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.axis.enter(x), self.weight.to_local(), self.bias.to_local())
+        weight, bias = self.weight.to_local(), self.bias.to_local()
+        if not self.axis.overlaps:
+            return F.linear(self.axis.enter(x), weight, bias)
+        linear = _LinearOfGathered if self.axis.sequence_parallel else _LinearOfCopy
+        return linear.apply(x, weight, bias, self.axis.group)
 
 
 class RowParallelLinear(nn.Module):

@@ -4,17 +4,7 @@
 """
 
 import pytest
-from options import (
-    DEFAULTS,
-    DROPOUT,
-    LAYOUTS,
-    OPTIONS,
-    SHALLOW,
-    configured,
-    model_for,
-    singles,
-    works,
-)
+from options import DEFAULTS, LAYOUTS, MODELS, OPTIONS, configured, model_for, singles, works
 from pairs import pairs_of, possible_rows, read_table, values
 from tiny import largest_difference
 from trajectory import five_steps
@@ -34,7 +24,7 @@ def trajectories(choices: list[dict[str, str]]) -> list:
 
 @pytest.fixture(scope="module")
 def alone(ranks):
-    return {model: ranks.run(1, five_steps, model) for model in (DROPOUT, SHALLOW)}
+    return {model: ranks.run(1, five_steps, model) for model in MODELS.values()}
 
 
 def check(ranks, alone, choices: list[dict[str, str]]) -> None:

@@ -7,7 +7,7 @@ from megatron_yuyuan.errors import ConfigErrors
 from megatron_yuyuan.validation import validate
 
 DROPOUT = TINY.replace(hidden_dropout=0.1)
-SHALLOW = DROPOUT.replace(num_layers=4)
+MODELS = {layers: DROPOUT.replace(num_layers=layers) for layers in (2, 4, 8)}
 LAYOUTS = {str(layout): layout for layout in all_layouts(8) if not layout.sequence_parallel}
 FULL = {"recompute_granularity": "full", "recompute_num_layers": 1}
 OPTIONS: dict[str, dict[str, dict]] = {
@@ -44,8 +44,8 @@ def configured(choice: dict[str, str]) -> Config:
 
 
 def model_for(layout: Layout) -> Config:
-    """The smallest model that has a layer for each of two stages a rank."""
-    return DROPOUT if layout.pipeline > 2 else SHALLOW
+    """The smallest model that has a layer for each of two stages a rank; on 8 ranks for each of one."""
+    return MODELS[min(8, 2 * layout.pipeline)]
 
 
 def works(choice: dict[str, str]) -> bool:

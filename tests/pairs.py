@@ -1,11 +1,10 @@
 """A table in which every pair of values of two options, that can stand together, stands in a row.
 
-python tests/parallel/pairs.py    writes pairs.csv anew, after options.py has changed
+python tests/pairs.py    writes pairs.csv anew, after options.py has changed
 """
 
 import csv
 import itertools
-import sys
 from pathlib import Path
 
 TABLE = Path(__file__).with_name("pairs.csv")
@@ -42,7 +41,6 @@ def read_table() -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(TABLE.parents[1]), str(TABLE.parent)]
     from options import LAYOUTS, OPTIONS, works
 
     domain = values(OPTIONS, LAYOUTS)
