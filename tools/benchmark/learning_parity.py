@@ -9,13 +9,13 @@ and in bf16. The plain loop is run with three seeds in float32, which shows how 
 by chance, and with the first seed under bf16 autocast. Needs the extras `hf` and `report`.
 """
 
-import json
 import math
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -61,13 +61,14 @@ OURS = {
 
 def ours(settings: dict, ranks: int, flags: tuple[str, ...]) -> tuple[list[float], float]:
     """Losses of all steps and the validation loss of a run of pretrain_gpt.py."""
-    named = [
-        word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)
-    ]
+    named = []
+    for name, value in settings.items():
+        named += [f"--{name.replace('_', '-')}", *(value if isinstance(value, tuple) else [value])]
     with tempfile.TemporaryDirectory() as directory:
-        launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks)
-        command = (*launch, ROOT / "pretrain_gpt.py", *named, *flags, "--save", directory)
-        subprocess.run(list(map(str, (sys.executable, *command))), check=True, capture_output=True)
+        launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+        command = (*launch, ranks, ROOT / "pretrain_gpt.py", *named, *flags, "--save", directory)
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(list(map(str, command)), check=True, capture_output=True, env=one_thread)
         metrics = f"{directory}/metrics.jsonl"
         losses = [step["lm_loss"] for step in read_metrics(metrics, "step")]
         return losses, read_metrics(metrics, "evaluation")[-1]["validation_loss"]
@@ -155,7 +156,7 @@ def smooth(losses: list[float], width: int = 20) -> list[float]:
 
 
 def main() -> None:
-    """Run everything, two single processes at a time; print a table, draw the curves."""
+    """Run everything, two runs at a time; print a table, draw the curves."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("prefix", metavar="PREFIX", help="shard of texts")
     parser.add_argument("--tokenizer-model", required=True, metavar="PATH", help="its tokenizer")
@@ -163,20 +164,15 @@ def main() -> None:
     parser.add_argument("--output", required=True, metavar="FILE.png", help="the curves")
     options = parser.parse_args()
     common = SETTINGS | {"train_iters": options.steps, "eval_interval": options.steps}
-    common |= {"tokenizer_model": options.tokenizer_model}
-
-    def found(arguments: list[str]) -> tuple[list[float], float]:
-        command = [sys.executable, __file__, "--plain", json.dumps(arguments)]
-        return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-
-    with ThreadPoolExecutor(2) as pool:
+    common |= {"tokenizer_model": options.tokenizer_model, "data_path": (options.prefix,)}
+    with ProcessPoolExecutor(2) as pool:
         peers = {
             f"transformers, seed {seed}, {'bf16' if autocast else 'float32'}": pool.submit(
-                found, [common | {"seed": seed, "data_path": [options.prefix]}, autocast]
+                plain, common | {"seed": seed}, autocast
             )
             for seed, autocast in [*((seed, False) for seed in SEEDS), (SEEDS[0], True)]
         }
-        mine = common | {"seed": SEEDS[0], "data_path": options.prefix}
+        mine = common | {"seed": SEEDS[0]}
         runs = {name: pool.submit(ours, mine, *how) for name, how in OURS.items()}
         results = {name: run.result() for name, run in (peers | runs).items()}
     same, *others = [loss for name, (_, loss) in results.items() if name in list(peers)[:3]]
@@ -194,9 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--plain"]:
-        settings, autocast = json.loads(sys.argv[2])
-        settings["data_path"] = tuple(settings["data_path"])
-        json.dump(plain(settings, autocast), sys.stdout)
-    else:
-        run_command(main)
+    run_command(main)
