@@ -252,7 +252,8 @@ class TrainingConfig:
     loss_scale_window: int = 1000
     """The dynamic scale is doubled after so many steps in a row without overflow."""
     hysteresis: int = 2
-    """Overflows that the dynamic scale bears before it is halved; counted anew when it is doubled."""
+    """The overflow that halves the dynamic scale: with 2 the first is borne. Each further one halves it too,
+    until it is doubled."""
     eval_interval: int = 1000
     """Iterations between evaluations on the validation set; the last iteration always evaluates."""
     eval_iters: int = 100

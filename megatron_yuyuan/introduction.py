@@ -69,17 +69,21 @@ def introduce_state(config: Config, state: TrainState, log: Log) -> None:
 
 
 def exchanged_schedules(config: Config, data: int) -> list[str]:
-    """A line for each number of micro batches, of the first batch and the last, that
-    pipeline_schedule does not take."""
+    """A line if there are numbers of micro batches, of any batch of the run, that pipeline_schedule
+    does not take."""
     parallel, training = config.parallel, config.training
-    sizes = {*training.rampup_batch_size[:1], training.global_batch_size}
+    schedule, pipeline = parallel.pipeline_schedule, parallel.pipeline_model_parallel_size
+    sizes = {training.global_batch_size}
+    if training.rampup_batch_size:
+        start, increment, _ = training.rampup_batch_size
+        sizes.update(range(start, training.global_batch_size, increment))
     counts = sorted({size // data // training.micro_batch_size for size in sizes})
+    others = [str(count) for count in counts if runs_as(parallel, count) != schedule]
+    if pipeline == 1 or not others:
+        return []
     return [
-        f"pipeline: {count} micro batches do not fit {parallel.pipeline_schedule} on "
-        f"{parallel.pipeline_model_parallel_size} ranks; they run in GPipe's order, with the same result"
-        for count in counts
-        if parallel.pipeline_model_parallel_size > 1
-        and runs_as(parallel, count) != parallel.pipeline_schedule
+        f"pipeline: {', '.join(others)} micro batches do not fit {schedule} on {pipeline} ranks; they run "
+        "in GPipe's order, with the same result"
     ]
 
 

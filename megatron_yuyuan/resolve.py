@@ -201,6 +201,15 @@ CHANGE_NOTHING = frozenset(
 )
 """Settings that may differ when a run is continued. Any other of [data], [model], [optimizer] and
 [training] changes its training; none of [parallel] and [checkpoint] does."""
+OF_THE_LAYOUT = frozenset(
+    """
+    micro_batch_size tensor_model_parallel_size pipeline_model_parallel_size sequence_parallel
+    pipeline_schedule num_virtual_stages_per_pipeline_rank pipeline_layout
+    """.split()
+)
+"""Settings that change the masks of a generator that each rank has of its own."""
+OF_VALIDATION = frozenset({"valid_data_path", "eval_iters"})
+"""Settings that change what keep_best compares."""
 
 
 def accept_changes(config: Config, origin: Origin | None) -> list[str]:
@@ -212,7 +221,9 @@ def accept_changes(config: Config, origin: Origin | None) -> list[str]:
     if origin is None or origin.weights_only:
         return []
     saved = from_dict(origin.state["config"])
-    old, new = _what_matters(saved), _what_matters(config)
+    more = frozenset() if config.is_layout_free else OF_THE_LAYOUT
+    more |= OF_VALIDATION if config.checkpoint.keep_best else frozenset()
+    old, new = _what_matters(saved, more), _what_matters(config, more)
     changes = [f"{name} was {old[name]}, is {new[name]}" for name in new if old[name] != new[name]]
     if changes and not config.checkpoint.override:
         raise ConfigError(
@@ -223,15 +234,16 @@ def accept_changes(config: Config, origin: Origin | None) -> list[str]:
     return changes
 
 
-def _what_matters(config: Config) -> dict[str, str]:
-    """{name: value as text} of every setting that decides what a run learns and when."""
-    groups = {g: getattr(config, g) for g in ("model", "data", "optimizer", "training")}
+def _what_matters(config: Config, more: frozenset[str]) -> dict[str, str]:
+    """{name: value as text} of every setting that decides what a run learns and when, and of `more`."""
+    groups = ("model", "data", "optimizer", "training")
     values = {
-        name: getattr(groups[group], name)
+        name: getattr(getattr(config, group), name)
         for name, (group, _) in config_fields().items()
-        if group in groups and name not in CHANGE_NOTHING
+        if name in more or (group in groups and name not in CHANGE_NOTHING)
     }
-    for name in ("data_path", "train_data_path"):  # folders may change
+    paths = {"data_path", "train_data_path", "valid_data_path"}
+    for name in paths & values.keys():  # folders may change
         values[name] = tuple(Path(word).name for word in values[name])
     optimizer, training = config.optimizer, config.training
     if optimizer.lr_decay_style == "constant":

@@ -6,6 +6,7 @@ samples.
 What can be wrong with flags, configuration, tokenizer and shards is found before a process group exists.
 """
 
+from contextlib import closing
 from pathlib import Path
 
 from megatron_yuyuan.checkpoint.saver import build_saver
@@ -85,16 +86,10 @@ def run(config: Config, samples) -> None:
         if state.iteration or log.has_history:
             log.event("restart", iteration=state.iteration)
         introduce_state(config, state, log)
+        trainer = choose_trainer(config, state, borders(config, tokenizer))
         with exit_reported(config.checkpoint, state), log:
-            with saver:
-                stop = train(
-                    choose_trainer(config, state, borders(config, tokenizer)),
-                    training_set,
-                    validation_set,
-                    saver,
-                    stopping,
-                    log,
-                )
+            with saver, closing(trainer):
+                stop = train(trainer, training_set, validation_set, saver, stopping, log)
             if stop is not None:
                 raise stopped(stop, config.checkpoint, state)
     finally:

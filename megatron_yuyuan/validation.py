@@ -3,7 +3,7 @@ group exists."""
 
 import dataclasses
 
-from megatron_yuyuan.config import Config, TrainingConfig
+from megatron_yuyuan.config import Config, OptimizerConfig, TrainingConfig, config_fields
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
 from megatron_yuyuan.validation_layout import Problems, divisors, layout_problems, one_of
 
@@ -18,6 +18,7 @@ def validate(config: Config, world_size: int) -> None:
         problems = [*_model(config), *layout_problems(config, world_size)]
         problems += [*_length(config), *_learning_rate(config), *_optimizer(config)]
         problems += [*_precision(config), *_retention(config), *_logging(config, world_size)]
+        problems += _without_effect(config)
     if problems:
         raise ConfigErrors(problems)
 
@@ -40,6 +41,28 @@ def _missing(config: Config) -> Problems:
             elif name in needed and value == 0:
                 flag = f"--{name.replace('_', '-')} N, or --config FILE.toml"
                 yield ConfigError(f"{name} is not given", "nothing can be built without it", flag)
+
+
+DYNAMIC_SCALE = ("initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
+NEEDED_BY = {
+    "save": ("async_save", "save_retain_interval", "keep_last", "keep_best"),
+    "save_interval": ("save_retain_interval",),
+    "profile": ("profile_step_start", "profile_step_end", "profile_ranks"),
+    "fp16": ("loss_scale", *DYNAMIC_SCALE),
+}
+"""Setting -> what does nothing without it."""
+
+
+def _without_effect(config: Config) -> Problems:
+    """Settings that would be ignored silently."""
+    fields = config_fields()
+    values = {name: getattr(getattr(config, group), name) for name, (group, _) in fields.items()}
+    for needed, names in NEEDED_BY.items():
+        given = [name for name in names if values[name] != fields[name][1].default]
+        if given and not values[needed]:
+            flag = f"--{needed.replace('_', '-')}"
+            what = f"{' and '.join(given)} without {needed}"
+            yield ConfigError(what, "nothing would come of it", f"{flag}, or leave it out")
 
 
 def _model(config: Config) -> Problems:
@@ -137,7 +160,9 @@ def _learning_rate(config: Config) -> Problems:
         why = "the rate falls as the root of (warm-up / position)"
         what = "lr_decay_style=inverse-square-root without a warm-up"
         yield ConfigError(what, why, "--lr-warmup-fraction 0.01")
-    if (o.lr_decay_style == "WSD") != bool(o.lr_wsd_decay_iters or o.lr_wsd_decay_samples):
+    shaped = o.lr_wsd_decay_style != OptimizerConfig().lr_wsd_decay_style
+    annealed = bool(o.lr_wsd_decay_iters or o.lr_wsd_decay_samples)
+    if (o.lr_decay_style == "WSD") != annealed or (shaped and not annealed):
         what = f"give lr_decay_style WSD and lr_wsd_decay_{counted} together"
         yield ConfigError(
             what, "WSD anneals at its end, and no other style does", "both, or neither"
@@ -191,12 +216,10 @@ def _precision(config: Config) -> Problems:
     t = config.training
     if t.fp16 and t.bf16:
         yield ConfigError("fp16 and bf16", "a run computes in one dtype", "one of the two")
-    names = ("loss_scale", "initial_loss_scale", "min_loss_scale")
-    names += ("loss_scale_window", "hysteresis")
-    given = [name for name in names if getattr(t, name) != getattr(TrainingConfig(), name)]
-    if given and not t.fp16:
-        why = "only the gradients of float16 need a loss scale"
-        yield ConfigError(f"{' and '.join(given)} without fp16", why, "--fp16, or leave it out")
+    given = [name for name in DYNAMIC_SCALE if getattr(t, name) != getattr(TrainingConfig(), name)]
+    if given and t.loss_scale:
+        what = f"{' and '.join(given)} with loss_scale={t.loss_scale}"
+        yield ConfigError(what, "they move a scale that is not given", "one of the two")
     if t.min_loss_scale > t.initial_loss_scale:
         yield ConfigError(
             f"min_loss_scale={t.min_loss_scale} is above initial_loss_scale={t.initial_loss_scale}",

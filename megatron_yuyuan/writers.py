@@ -125,7 +125,8 @@ def require_extras(logging: LoggingConfig) -> None:
         (logging.tensorboard_dir, "tensorboard"),
         (logging.wandb_project, "wandb"),
     ):
-        if asked and importlib.util.find_spec(extra) is None:
+        found = importlib.util.find_spec(extra)
+        if asked and (found is None or found.origin is None):  # a mere folder of that name
             raise ConfigError(
                 f"{extra} is not installed",
                 f"{'tensorboard_dir' if extra == 'tensorboard' else 'wandb_project'} asks for it",

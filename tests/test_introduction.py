@@ -13,6 +13,7 @@ from megatron_yuyuan.introduction import (
     contents,
     draw_grid,
     draw_memory,
+    exchanged_schedules,
     introduce_plan,
     introduce_state,
     predicted,
@@ -44,6 +45,18 @@ def test_the_grid_has_every_rank_in_its_place():
         "layers 4-7, head       |   4  5 |   6  7",
     ]
     assert draw_grid(numbered(1, 1, 1), ["all"]) == ["    | data 0", "all |      0"]
+
+
+def test_a_schedule_that_does_not_take_a_number_of_micro_batches_is_named():
+    interleaved = TINY.replace(
+        pipeline_model_parallel_size=4, pipeline_schedule="Interleaved1F1B", global_batch_size=12
+    )
+    assert exchanged_schedules(interleaved, data=1) == []
+    [line] = exchanged_schedules(interleaved.replace(rampup_batch_size=(8, 1, 100)), data=1)
+    assert line.startswith("pipeline: 9, 11 micro batches do not fit Interleaved1F1B on 4 ranks")
+    [line] = exchanged_schedules(TINY.replace(pipeline_model_parallel_size=4), data=4)
+    assert line.startswith("pipeline: 2 micro batches do not fit 1F1B on 4 ranks")
+    assert exchanged_schedules(TINY, data=8) == []
 
 
 def test_a_large_job_is_drawn_by_its_first_data_rank():

@@ -12,6 +12,7 @@ torchrun --nproc-per-node 4 tools/generate_text.py --load RUN --prompt "Gout is"
 from collections.abc import Sequence
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
+from megatron_yuyuan.config import ParallelConfig
 from megatron_yuyuan.evaluate.arguments import (
     add_layout_arguments,
     add_model_arguments,
@@ -45,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     iteration, layout = options.ckpt_step or None, layout_of(options)
     try:
-        if mesh.world_size() > 1:
+        if mesh.world_size() > 1 or layout != ParallelConfig(device=options.device):
             loaded = load_divided_model(options.load, iteration, layout)
         else:
             loaded = load_model(options.load, iteration, options.device)

@@ -72,8 +72,8 @@ class Mesh:
     """The data axis: replica and shard in one."""
     device: torch.device
     tied_group: dist.ProcessGroup | None
-    """First and last stage at this rank's place: the two copies of the embedding. None where there
-    is one copy."""
+    """First and last stage at this rank's place: the two copies of the embedding. None where
+    both are on one rank."""
 
     def size(self, axis: str) -> int:
         return self._one(axis).size()
@@ -121,7 +121,8 @@ def start(parallel: ParallelConfig) -> Mesh:
     names = ("pipeline", "replica", "shard", "tensor")
     axes = init_device_mesh(device.type, shape, mesh_dim_names=names)
     data_axis = axes["replica", "shard"]._flatten("data")  # torch 2.13 has no public one
-    mesh = Mesh(axes, data_axis, device, _tied_group(axes.mesh))
+    returns = parallel.pipeline_schedule == "ZBVZeroBubble"
+    mesh = Mesh(axes, data_axis, device, None if returns else _tied_group(axes.mesh))
     dist.barrier()  # nobody writes before everybody has read what the run starts from
     return mesh
 

@@ -120,6 +120,9 @@ class Trainer:
         passed_over = {"reason": reason, "samples": [first, self.state.consumed_samples - 1]}
         return figures | passed_over if reason else figures
 
+    def close(self) -> None:
+        """No step follows."""
+
     def _learning_rate(self) -> float:
         """Of the step that is being taken."""
         training, optimizer = self.config.training, self.config.optimizer

@@ -14,7 +14,7 @@ BACKOFF_FACTOR = 0.5
 class LossScale:
     """The scale of the next step: 1 without fp16, loss_scale if that is given, or else dynamic.
 
-    The dynamic scale is halved by an overflow once `hysteresis` of them have been borne, and doubled
+    The dynamic scale is halved by the overflow number `hysteresis` and each after it, and doubled
     after loss_scale_window steps in a row without one, which also forgives the overflows. Source:
     Megatron-LM, megatron/core/optimizer/grad_scaler.py, `DynamicGradScaler`.
     """

@@ -74,6 +74,5 @@ def clip_coefficient(norm: float, largest: float) -> float:
 def scale_gradients(stages: list[GPT2], coefficient: float) -> None:
     """Multiply every gradient by a number."""
     if coefficient != 1.0:
-        for stage in stages:
-            for parameter in stage.parameters():
-                parameter.grad.to_local().mul_(coefficient)
+        gradients = [p.grad.to_local() for stage in stages for p in stage.parameters()]
+        torch._foreach_mul_(gradients, coefficient)

@@ -50,6 +50,20 @@ def test_only_the_ranks_asked_for_write_one_and_a_run_that_goes_on_what_is_left(
     assert traces(tmp_path) == {"profile/rank_00.json.gz": 1}
 
 
+def left_early(config) -> None:
+    trainer = choose_trainer(config, build_trainer(config).state, None)
+    for _ in range(2):
+        trainer.step(RandomText())
+    trainer.close()
+    trainer.close()  # there is nothing left to write
+
+
+def test_a_run_that_ends_inside_its_recorded_steps_keeps_those_it_has_taken(ranks, tmp_path):
+    """torch's profiler, left running, would end the process with a segmentation fault."""
+    ranks.run(1, left_early, PROFILED.replace(save=str(tmp_path)))
+    assert traces(tmp_path) == {"profile/rank_00.json.gz": 1}
+
+
 def test_which_iterations_are_recorded():
     assert profiled_iterations(PROFILED, taken=0) == range(2, 4)
     assert profiled_iterations(PROFILED, taken=2) == range(3, 4)

@@ -1,0 +1,44 @@
+"""Which settings may change when a run goes on."""
+
+from pathlib import Path
+
+import pytest
+from tiny import TINY
+
+from megatron_yuyuan.errors import ConfigError
+from megatron_yuyuan.resolve import Origin, accept_changes
+
+OWN_MASKS = {"attention_dropout": 0.1, "attention_dropout_rng": "torch"}
+
+
+def continued(config) -> Origin:
+    """A checkpoint of a run with these settings."""
+    return Origin(Path("runs/iter_0000001"), False, {"config": config.to_dict()}, None, print)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"micro_batch_size": 2}, {"tensor_model_parallel_size": 2}, {"pipeline_layout": (3, 5)}],
+    ids=str,
+)
+def test_the_layout_may_change_unless_ranks_draw_their_own_masks(change):
+    assert accept_changes(TINY.replace(**change), continued(TINY)) == []
+    own = TINY.replace(**OWN_MASKS)
+    with pytest.raises(ConfigError, match=f"{next(iter(change))} was"):
+        accept_changes(own.replace(**change), continued(own))
+
+
+def test_what_is_validated_may_change_unless_it_decides_what_is_kept():
+    change = {"eval_iters": 7}
+    assert accept_changes(TINY.replace(**change), continued(TINY)) == []
+    with pytest.raises(ConfigError, match="eval_iters was 100, is 7"):
+        accept_changes(TINY.replace(keep_best=2, **change), continued(TINY))
+    assert accept_changes(TINY.replace(keep_best=2), continued(TINY)) == []
+
+
+def test_folders_of_shards_may_change_but_not_their_names():
+    moved = TINY.replace(keep_best=1, valid_data_path=("new/valid",), data_path=("new/text",))
+    saved = TINY.replace(valid_data_path=("old/valid",), data_path=("old/text",))
+    assert accept_changes(moved, continued(saved)) == []
+    with pytest.raises(ConfigError, match="data_path was text, is other"):
+        accept_changes(moved.replace(data_path=("new/other",)), continued(saved))
