@@ -15,9 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from megatron_yuyuan.checkpoint.dcp import find_checkpoint
+from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.config import CheckpointConfig
 from megatron_yuyuan.data.files import AtomicFiles
-from megatron_yuyuan.errors import StoppedError, YuyuanError
+from megatron_yuyuan.errors import DataError, StoppedError, YuyuanError
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.train.state import TrainState
 from megatron_yuyuan.train.stopping import Stop
@@ -35,18 +36,21 @@ def forget_exit(checkpoint: CheckpointConfig) -> None:
 @contextmanager
 def exit_reported(checkpoint: CheckpointConfig, state: TrainState) -> Iterator[None]:
     """Write the report when the steps of a run are taken, or end with a YuyuanError. Rank 0 writes
-    it; an error that it does not see leaves none."""
+    it; an error that it does not see leaves none. Raises DataError where the report of a good end
+    cannot be written; that of an error must not take the error's place."""
     here = {"cause": "every iteration is taken", "host": platform.node(), "rank": 0}
     try:
         yield
     except StoppedError as error:
         stop = error.stop
         of_stop = {"cause": stop.cause, "host": stop.host, "rank": stop.rank}
-        _write(checkpoint, state, {"class": stop.kind, "status": error.status}, of_stop)
+        with suppress(DataError):
+            _write(checkpoint, state, {"class": stop.kind, "status": error.status}, of_stop)
         raise
     except YuyuanError as error:
         ending = {"class": error.kind, "status": error.status}
-        _write(checkpoint, state, ending, here | {"cause": error.what})
+        with suppress(DataError):
+            _write(checkpoint, state, ending, here | {"cause": error.what})
         raise
     _write(checkpoint, state, {"class": "done", "status": 0}, here)
 
@@ -67,8 +71,10 @@ def _write(checkpoint: CheckpointConfig, state: TrainState, ending: dict, cause:
 
 
 def stopped(stop: Stop, checkpoint: CheckpointConfig, state: TrainState) -> StoppedError:
-    """The error that ends a run which was asked to stop, the same on every rank."""
-    saved = find_checkpoint(checkpoint.save) if checkpoint.save else None
+    """The error that ends a run which was asked to stop, the same on every rank; all of them call
+    it. Rank 0 looks for the checkpoint, which it has published: another machine may see the tracker
+    of the one before."""
+    saved = Ranks().on_first(lambda: find_checkpoint(checkpoint.save)) if checkpoint.save else None
     return StoppedError(
         f"stopped after iteration {state.iteration}: {stop.cause} on rank {stop.rank} ({stop.host})",
         f"its state is saved in {saved}" if saved else "its state is lost: there is no --save",

@@ -1,13 +1,12 @@
 """The options of a layout of 8 ranks, and how a test names a combination of them."""
 
-from tiny import TINY, Layout, all_layouts
+from tiny import TINY, all_layouts
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.errors import ConfigErrors
 from megatron_yuyuan.validation import validate
 
 DROPOUT = TINY.replace(hidden_dropout=0.1)
-MODELS = {layers: DROPOUT.replace(num_layers=layers) for layers in (2, 4, 8)}
 LAYOUTS = {str(layout): layout for layout in all_layouts(8) if not layout.sequence_parallel}
 FULL = {"recompute_granularity": "full", "recompute_num_layers": 1}
 OPTIONS: dict[str, dict[str, dict]] = {
@@ -35,17 +34,17 @@ DEFAULTS = {option: next(iter(values)) for option, values in OPTIONS.items()}
 
 
 def configured(choice: dict[str, str]) -> Config:
-    """The configuration of {"layout": name, option: value, ...}; what is left out is the default."""
+    """The configuration of {"layout": name, option: value, ...}; what is left out is the default.
+
+    The model is the smallest that has two layers, and a layer for each stage.
+    """
     settings: dict = {}
     for option, value in (DEFAULTS | choice).items():
         settings |= OPTIONS[option][value] if option in OPTIONS else {}
-    layout = LAYOUTS[choice["layout"]]
-    return layout.of(model_for(layout)).replace(**settings)
-
-
-def model_for(layout: Layout) -> Config:
-    """The smallest model that has a layer for each of two stages a rank; on 8 ranks for each of one."""
-    return MODELS[min(8, 2 * layout.pipeline)]
+    config = LAYOUTS[choice["layout"]].of(DROPOUT).replace(**settings)
+    parallel = config.parallel
+    stages = parallel.pipeline_model_parallel_size * parallel.stages_per_rank
+    return config.replace(num_layers=min(8, max(2, stages)))
 
 
 def works(choice: dict[str, str]) -> bool:

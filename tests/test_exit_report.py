@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from megatron_yuyuan import exit_report
+from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.config import CheckpointConfig
 from megatron_yuyuan.errors import ConfigError, DataError, StoppedError
 from megatron_yuyuan.exit_report import EXIT_FILE, exit_reported, forget_exit, stopped
@@ -50,6 +52,22 @@ def test_every_end_is_reported(tmp_path, error, kind, status, cause):
     )
 
 
+@pytest.mark.parametrize(
+    "error",
+    [StoppedError("a", "b", "c", SIGNAL), ConfigError("a", "b", "c")],
+    ids=["stopped", "refused"],
+)
+def test_a_report_that_cannot_be_written_takes_no_errors_place(tmp_path, error):
+    (tmp_path / "file").write_text("")
+    checkpoint = CheckpointConfig(save=str(tmp_path / "file" / "run"))
+    with pytest.raises(type(error)) as raised, exit_reported(checkpoint, state()):
+        raise error
+    assert raised.value is error
+    cannot_write = pytest.raises(DataError, match=r"cannot write .*exit\.json")
+    with cannot_write, exit_reported(checkpoint, state()):
+        pass
+
+
 def test_only_rank_0_reports_and_a_bug_is_no_report(tmp_path):
     assert report_of(tmp_path, is_main=False) is None
     assert report_of(tmp_path, ZeroDivisionError()) is None
@@ -70,3 +88,16 @@ def test_who_stopped_the_run_and_what_is_left_of_it(tmp_path):
     report_of(tmp_path)
     saved = stopped(SIGNAL, CheckpointConfig(save=str(tmp_path)), state())
     assert saved.why == f"its state is saved in {tmp_path / 'iter_0000812'}"
+
+
+def reasons_where_rank_1_sees_the_past(directory):
+    """Why the run ended, by rank; the file system shows rank 1 no checkpoint yet."""
+    if Ranks().rank == 1:
+        exit_report.find_checkpoint = lambda directory: None
+    return Ranks().gathered(stopped(SIGNAL, CheckpointConfig(save=str(directory)), state()).why)
+
+
+def test_every_rank_says_what_rank_0_sees(ranks, tmp_path):
+    report_of(tmp_path)
+    reasons = ranks.run(2, reasons_where_rank_1_sees_the_past, tmp_path)
+    assert reasons == [f"its state is saved in {tmp_path / 'iter_0000812'}"] * 2

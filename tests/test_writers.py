@@ -195,7 +195,11 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch, asked, extra):
             "profile_step_start=0",
             "--profile-step-start 1 --profile-step-end 3",
         ),
-        ({"profile": True, "save": "runs", "profile_ranks": (0, 2)}, "profile_ranks has 2", "ranks of these"),
+        (
+            {"profile": True, "save": "runs", "profile_ranks": (0, 2)},
+            "profile_ranks has 2",
+            "ranks of these",
+        ),
     ],
 )
 def test_what_cannot_be_shown_is_refused(changes, what, remedy):

@@ -25,6 +25,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_yuyuan.checkpoint.leftovers import remove_leftovers
 from megatron_yuyuan.checkpoint.metadata import SafeReader
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.checkpoint.space import NO_SPACE, checkpoint_bytes, no_space, require_space
@@ -166,8 +167,9 @@ def save_checkpoint(
 
 
 def _begin(partial: Path, needed: int) -> None:
-    """Make an empty directory where there is room for so many bytes."""
-    shutil.rmtree(partial, ignore_errors=True)
+    """Make an empty directory where there is room for so many bytes, what killed runs left not
+    counted."""
+    remove_leftovers(partial.parent)
     require_space(partial.parent, needed)
     partial.mkdir(parents=True)
 
@@ -280,9 +282,6 @@ def _publish(partial: Path, final: Path) -> None:
     first, and the new name on the disk when it returns."""
     for entry in (*partial.iterdir(), partial):
         _sync(entry)
-    for left in (*final.parent.glob("iter_*.tmp"), *final.parent.glob("iter_*.old")):
-        if left != partial:  # of a run that was killed while it saved, or removed one
-            shutil.rmtree(left, ignore_errors=True)
     if final.exists():  # the same iteration saved again after a restart: the old one makes way
         aside = final.with_name(final.name + ".old")
         os.rename(final, aside)

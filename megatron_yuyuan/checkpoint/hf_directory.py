@@ -15,6 +15,9 @@ from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
 from megatron_yuyuan.errors import DataError, UnsafeError
 
+ZIP = b"PK\x03\x04"
+"""How a zip file begins."""
+
 
 def read_config(directory: Path) -> ModelConfig:
     """The shape of a Hugging Face GPT-2 directory. Raises DataError (damaged, another kind of model)
@@ -58,8 +61,8 @@ def read_directory(directory: str | Path) -> tuple[ModelConfig, dict[str, Tensor
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
     """Every tensor of model.safetensors, of its shards, or of pytorch_model.bin, under the names that
-    they have there. Safetensors are mapped into memory, and read when they are used. Raises
-    DataError and UnsafeError."""
+    they have there. Files are mapped into memory, and read when their tensors are used; only a
+    pytorch_model.bin of torch before 1.6 is read whole. Raises DataError and UnsafeError."""
     index = directory / "model.safetensors.index.json"
     try:
         if (directory / "model.safetensors").exists():
@@ -67,9 +70,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         if index.exists():
             return _read_shards(index)
         if (directory / "pytorch_model.bin").exists():
-            return torch.load(
-                directory / "pytorch_model.bin", map_location="cpu", weights_only=True
-            )
+            return _read_pickled(directory / "pytorch_model.bin")
     except pickle.UnpicklingError:
         raise UnsafeError(
             f"{directory / 'pytorch_model.bin'} holds more than tensors",
@@ -87,6 +88,13 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         "it has neither model.safetensors nor pytorch_model.bin",
         "a directory that GPT2LMHeadModel.save_pretrained wrote",
     )
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    """Mapped where torch can: a zip file, which torch 1.6 and later write."""
+    with path.open("rb") as stream:
+        zipped = stream.read(len(ZIP)) == ZIP
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:

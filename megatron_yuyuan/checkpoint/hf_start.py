@@ -1,8 +1,9 @@
 """A run that starts from a Hugging Face GPT-2 directory: its shape, its tokenizer, and of its
 weights what each rank needs.
 
-The weights stay in their file, which is mapped into memory: a rank brings one tensor at a time into
-our layout and keeps its own part of it.
+The weights stay in their file, which is mapped into memory (a pytorch_model.bin of torch before 1.6
+cannot be, and is read whole): a rank brings one tensor at a time into our layout and keeps its own
+part of it.
 """
 
 from pathlib import Path

@@ -35,11 +35,13 @@ def remove_superseded(
     Later iterations are left alone: they are of a run that was taken back. So is what is only a
     link, and what cannot be read.
     """
-    if not (checkpoint.save_retain_interval or checkpoint.keep_last or checkpoint.keep_best):
+    last = _iteration(newest)
+    rules = checkpoint.save_retain_interval or checkpoint.keep_last or checkpoint.keep_best
+    if last is None or not rules:
         return []
     found = {_iteration(path): path for path in whole_checkpoints(newest.parent)}
-    past = {i: path for i, path in found.items() if i is not None and i <= _iteration(newest)}
-    kept = _kept(past, checkpoint) | {_iteration(newest)}
+    past = {i: path for i, path in found.items() if i is not None and i <= last}
+    kept = _kept(past, checkpoint) | {last}
     superseded = [path for i, path in past.items() if i not in kept and not path.is_symlink()]
     if started_from:
         superseded = [path for path in superseded if path.resolve() != started_from.resolve()]
@@ -49,9 +51,10 @@ def remove_superseded(
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint so that a kill in between leaves nothing that looks whole."""
+    """Remove a checkpoint so that a kill in between leaves nothing that looks whole and is not."""
     aside = path.with_name(path.name + ".old")
     os.rename(path, aside)
+    (aside / "manifest.json").unlink()  # first: a whole .old would get its name back
     shutil.rmtree(aside)
 
 

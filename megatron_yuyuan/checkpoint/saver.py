@@ -7,8 +7,9 @@ its last save had no room. Any other failure ends the run, on every rank alike.
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -19,7 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from megatron_yuyuan.checkpoint.dcp import describe_run, save_checkpoint
+from megatron_yuyuan.checkpoint.dcp import describe_run, find_checkpoint, save_checkpoint
+from megatron_yuyuan.checkpoint.leftovers import remove_leftovers
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.checkpoint.retention import remove_superseded
 from megatron_yuyuan.checkpoint.space import checkpoint_bytes, require_place
@@ -68,6 +70,7 @@ class Saver:
         fits: at the start, not after the first thousand steps."""
         ranks, place = Ranks(), Path(self._config.checkpoint.save)
         needed = checkpoint_bytes(self._state.tensors(), ranks)
+        self._say_removed(self._make_room())
         ranks.on_first(lambda: require_place(place, needed))
 
     def save(self, validation_loss: float | None = None) -> None:
@@ -101,17 +104,28 @@ class Saver:
         )
         return copy.deepcopy(run | state.history() | {"validation_loss": validation_loss})
 
+    def _make_room(self) -> list[Path]:
+        """On rank 0, remove what killed runs left, and what no rule keeps beside the newest
+        checkpoint on the disk, before anybody looks for room; return the latter. What cannot be
+        removed is said after the next save."""
+        place, removed = Path(self._config.checkpoint.save), []
+        if self._state.mesh.is_main:
+            with suppress(OSError):
+                remove_leftovers(place)
+                if newest := find_checkpoint(place):
+                    removed = remove_superseded(newest, self._config.checkpoint, self._started_from)
+        return removed
+
     def _write(
         self, begun: float, iteration: int, tensors: dict[str, Tensor], document: dict
     ) -> Written:
         """Write one checkpoint, then remove those that it supersedes. Raises DataError, the same on
         every rank."""
-        rules = self._config.checkpoint
+        rules, removed, trouble = self._config.checkpoint, self._make_room(), ""
         path = save_checkpoint(rules.save, iteration, tensors, document, self._group)
-        removed, trouble = [], ""
         if self._state.mesh.is_main:
             try:
-                removed = remove_superseded(path, rules, self._started_from)
+                removed += remove_superseded(path, rules, self._started_from)
             except OSError as error:
                 trouble = str(error)
         return Written(path, time.perf_counter() - begun, tuple(removed), trouble)
@@ -126,10 +140,7 @@ class Saver:
         except SpaceError as error:
             self._no_room = error
             self._log.event("save_failed", iteration=iteration, cause=error.what)
-            self._log.line(
-                f"warning: iteration {iteration} is not saved: {error.what}; training goes on, and the "
-                "next save tries again"
-            )
+            self._log.line(f"warning: iteration {iteration} is not saved: {error.what}")
             return
         self._no_room = None
         seconds = written.seconds
@@ -138,10 +149,13 @@ class Saver:
         self._log.event("save", iteration=iteration, **figures)
         waited = "" if blocked == seconds else f"; training waited {blocked:.1f} s"
         self._log.line(f"saved {written.path} in {seconds:.1f} s{waited}")
-        if written.removed:
-            self._log.line(f"removed {', '.join(path.name for path in written.removed)}")
+        self._say_removed(written.removed)
         if written.trouble:
             self._log.line(f"warning: older checkpoints could not be removed: {written.trouble}")
+
+    def _say_removed(self, removed: Sequence[Path]) -> None:
+        if removed:
+            self._log.line(f"removed {', '.join(path.name for path in removed)}")
 
 
 class BackgroundSaver(Saver):
@@ -166,7 +180,9 @@ class BackgroundSaver(Saver):
         )
         timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
         self._group = dist.new_group(backend="gloo", timeout=timeout)
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._thread = ThreadPoolExecutor(
+            1, "checkpoint", _use_a_stream_of_its_own, (state.mesh.device,)
+        )
         self._under_way: tuple[int, Future, float] | None = None
 
     def save(self, validation_loss: float | None = None) -> None:
@@ -210,6 +226,14 @@ class BackgroundSaver(Saver):
         if self._under_way is not None:
             (iteration, future, blocked), self._under_way = self._under_way, None
             self._settle(iteration, future.result, blocked)
+
+
+def _use_a_stream_of_its_own(device: torch.device) -> None:
+    """What a thread beside training does first. A new thread has CUDA device 0 and its default
+    stream: it would hold memory on another rank's GPU, and wait for, and hold up, the training."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(torch.cuda.Stream(device))
 
 
 class NoSaver:

@@ -1,5 +1,6 @@
 """Reading what people hand over, plain or gzip; writing files that are whole or absent."""
 
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -13,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from megatron_yuyuan.errors import ConfigError, DataError
+from megatron_yuyuan.errors import ConfigError, DataError, SpaceError
 
 HOST = re.sub(r"[^A-Za-z0-9-]", "_", platform.node())
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -178,7 +179,7 @@ class AtomicFiles:
     Each is written under a temporary name in the folder of its target. When the `with` block ends
     well, all are flushed to the disk and then renamed, in the order in which they were opened; when
     it does not, files and folders made on the way are removed. Raises DataError where the disk
-    refuses (no space, no permission).
+    refuses (no permission), and of these SpaceError where it or the quota is full.
 
     Old files under the same names are removed, last one first, just before the renames: a reader
     never finds a new .bin under an old .idx.
@@ -292,7 +293,8 @@ def hold(folder: Path, shared: bool) -> Iterator[None]:
 
 
 def _cannot_write(target: str | Path, error: OSError) -> DataError:
-    return DataError(
+    kind = SpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else DataError
+    return kind(
         f"cannot write {target}: {error.strerror}",
         "the output would be incomplete",
         "a folder with room that may be written to",

@@ -1,9 +1,11 @@
 """A checkpoint exists whole or not at all, and says so when it is damaged."""
 
+import errno
 import json
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +22,8 @@ from megatron_yuyuan.checkpoint.dcp import (
     require_checkpoint,
     save_checkpoint,
 )
-from megatron_yuyuan.errors import DataError, UnsafeError
+from megatron_yuyuan.checkpoint.leftovers import remove_leftovers
+from megatron_yuyuan.errors import DataError, SpaceError, UnsafeError
 
 CONFIG = TINY.replace(num_layers=4)
 
@@ -132,6 +135,61 @@ def test_what_a_killed_save_left_goes_with_the_next(saved):
     (saved / "iter_0000004.tmp").mkdir()
     save_checkpoint(saved, 7, TENSORS, {})
     assert not list(saved.glob("*.tmp"))
+
+
+@pytest.fixture
+def replacement_killed(saved, monkeypatch):
+    """The run directory where iteration 5 has made way for another 5, which has no name yet."""
+
+    def die_at_the_second(source, target, rename=os.rename):
+        if Path(source) == saved / "iter_0000005.tmp":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", die_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(saved, 5, TENSORS, {"note": "again"})
+    assert find_checkpoint(saved, 5) is None
+    return saved
+
+
+def test_one_that_made_way_for_nothing_gets_its_name_back(replacement_killed):
+    remove_leftovers(replacement_killed)
+    assert read_state(require_checkpoint(replacement_killed))["note"] == 5
+    load(require_checkpoint(replacement_killed))
+    names = sorted(p.name for p in replacement_killed.iterdir())
+    assert names == ["iter_0000003", "iter_0000005", TRACKER]
+
+
+def test_the_next_save_keeps_one_that_made_way_for_nothing(replacement_killed):
+    save_checkpoint(replacement_killed, 7, TENSORS, {})
+    assert read_state(require_checkpoint(replacement_killed, 5))["note"] == 5
+
+
+def test_one_that_was_replaced_or_lost_its_manifest_goes(saved):
+    shutil.copytree(checkpoint_path(saved, 5), saved / "iter_0000005.old")
+    (saved / "iter_0000004.old").mkdir()
+    remove_leftovers(saved)
+    assert sorted(p.name for p in saved.glob("iter_*")) == ["iter_0000003", "iter_0000005"]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, SpaceError), (errno.EDQUOT, SpaceError), (errno.EACCES, DataError)],
+)
+def test_no_room_for_the_tracker_is_no_room_for_the_checkpoint(saved, monkeypatch, number, kind):
+    """Which a run takes for a warning."""
+
+    def refuse(files):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(dcp_module.AtomicFiles, "_rename", refuse)
+    with pytest.raises(DataError, match=f"cannot write .*{TRACKER}") as raised:
+        save_checkpoint(saved, 7, TENSORS, {})
+    assert type(raised.value) is kind
+    assert find_checkpoint(saved) == checkpoint_path(saved, 5)
+    load(require_checkpoint(saved, 7))
 
 
 @pytest.mark.parametrize("stage", ["dcp.save", "_finish", "_publish"])

@@ -13,6 +13,7 @@ from tiny import TINY, Layout, RandomText, build_trainer
 from torch.distributed.tensor import DTensor
 
 from megatron_yuyuan.checkpoint.dcp import find_checkpoint, read_state, save_checkpoint
+from megatron_yuyuan.checkpoint.hf_directory import read_tensors
 from megatron_yuyuan.checkpoint.hf_format import from_huggingface
 from megatron_yuyuan.checkpoint.hf_start import describe_huggingface, load_huggingface
 from megatron_yuyuan.config import IGNORE, CheckpointConfig, Config
@@ -89,6 +90,21 @@ def test_shards_of_a_model_without_head_are_read_too(ranks, tmp_path, directory)
     assert weights["model.wte.weight"].dtype == torch.float32
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).state_dict()
     assert torch.equal(weights["model.wte.weight"][:301], theirs["transformer.wte.weight"].float())
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["now", "before_torch_1.6"])
+def test_pickled_weights_are_mapped_into_memory_where_torch_can(copy, zipped):
+    expected = load_file(copy / "model.safetensors")
+    pickled = copy / "pytorch_model.bin"
+    torch.save(expected, pickled, _use_new_zipfile_serialization=zipped)
+    (copy / "model.safetensors").unlink()
+    found = read_tensors(copy)
+    assert (str(pickled) in Path("/proc/self/maps").read_text()) is zipped
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    pickled.write_bytes(pickled.read_bytes()[:-1000])
+    with pytest.raises(DataError, match="damaged or incomplete"):
+        read_tensors(copy)
 
 
 def cut_weights(directory):

@@ -9,7 +9,7 @@ import torch
 from tiny import TINY
 
 from megatron_yuyuan.checkpoint import retention
-from megatron_yuyuan.checkpoint.dcp import TRACKER, find_checkpoint, save_checkpoint
+from megatron_yuyuan.checkpoint.dcp import TRACKER, find_checkpoint, load_tensors, save_checkpoint
 from megatron_yuyuan.checkpoint.retention import remove_superseded
 from megatron_yuyuan.config import CheckpointConfig
 from megatron_yuyuan.errors import ConfigError
@@ -82,19 +82,43 @@ def test_a_state_that_cannot_be_read_is_not_among_the_best(saved):
     assert left(saved) == [200, 600]
 
 
-def test_a_removal_that_is_killed_leaves_nothing_that_looks_whole(saved, monkeypatch):
+def test_beside_another_name_nothing_is_superseded(saved):
+    """Without a tracker, such a one can be the newest that is found."""
+    shutil.copytree(saved / "iter_0000100", saved / "iter_best")
+    (saved / TRACKER).unlink()
+    assert find_checkpoint(saved).name == "iter_best"
+    assert remove_superseded(saved / "iter_best", CheckpointConfig(keep_last=1), None) == []
+
+
+def die_in(place, name: str, directory: Path, monkeypatch) -> None:
+    """Begin to remove what is superseded, and die in a call."""
+
     def die(path):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(retention.shutil, "rmtree", die)
+        patched.setattr(place, name, die)
         with pytest.raises(KeyboardInterrupt):
-            remove_superseded(saved / "iter_0000600", CheckpointConfig(keep_last=1), None)
-    assert (saved / "iter_0000100.old" / "manifest.json").exists()
+            remove_superseded(directory / "iter_0000600", CheckpointConfig(keep_last=1), None)
+
+
+def test_a_removal_that_is_killed_leaves_nothing_that_looks_whole(saved, monkeypatch):
+    die_in(retention.shutil, "rmtree", saved, monkeypatch)
+    assert not (saved / "iter_0000100.old" / "manifest.json").exists()
     assert find_checkpoint(saved, 100) is None
     save_checkpoint(saved, 700, {"a": torch.ones(2)}, {})
     assert not list(saved.glob("*.old"))
     assert left(saved) == [200, 300, 400, 500, 600, 700]
+
+
+def test_one_whose_removal_was_killed_before_it_lost_a_file_comes_back(saved, monkeypatch):
+    die_in(Path, "unlink", saved, monkeypatch)
+    assert find_checkpoint(saved, 100) is None
+    save_checkpoint(saved, 700, {"a": torch.ones(2)}, {})
+    assert left(saved) == [100, 200, 300, 400, 500, 600, 700]
+    tensors = {"a": torch.zeros(2)}
+    load_tensors(find_checkpoint(saved, 100), tensors)
+    assert tensors["a"].sum() == 2
 
 
 @pytest.mark.parametrize(
@@ -110,9 +134,10 @@ def test_a_removal_that_is_killed_leaves_nothing_that_looks_whole(saved, monkeyp
     ],
 )  # fmt: skip
 def test_rules_that_cannot_work_are_refused(changes, message):
-    validate(TINY.replace(save_retain_interval=2000, keep_best=2, eval_interval=500), 1)
+    saved = TINY.replace(save="run")
+    validate(saved.replace(save_retain_interval=2000, keep_best=2, eval_interval=500), 1)
     with pytest.raises(ConfigError, match=f"(?s){message}"):
-        validate(TINY.replace(**changes), 1)
+        validate(saved.replace(**changes), 1)
 
 
 def test_the_best_of_what_nothing_judges_are_refused():

@@ -9,13 +9,14 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 from commands import train_flags
 from pretraining import pretrained
 from tiny import TINY, Layout, RandomText, build_trainer
 
 from megatron_yuyuan.checkpoint import saver as saver_module
 from megatron_yuyuan.checkpoint import space, writer
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint, read_state
+from megatron_yuyuan.checkpoint.dcp import find_checkpoint, read_state, save_checkpoint
 from megatron_yuyuan.checkpoint.saver import NoSaver, build_saver
 from megatron_yuyuan.errors import DataError, SpaceError
 from megatron_yuyuan.log import Log, read_metrics
@@ -25,12 +26,12 @@ CONFIG = Layout(data=2).of(TINY.replace(num_layers=2))
 BOTH = pytest.mark.parametrize("background", [False, True], ids=["at_once", "background"])
 
 
-def after_two_steps(directory, background: bool = True):
+def after_two_steps(directory, background: bool = True, started_from=None, **rules):
     """A trainer that has taken two steps, and its saver."""
-    config = CONFIG.replace(save=str(directory), async_save=background)
+    config = CONFIG.replace(save=str(directory), async_save=background, **rules)
     trainer = build_trainer(config)
     log = Log(directory, trainer.mesh.is_main)
-    saver = build_saver(config, trainer.state, TOKENIZER, None, log)
+    saver = build_saver(config, trainer.state, TOKENIZER, started_from, log)
     trainer.step(RandomText()), trainer.step(RandomText())
     return trainer, saver
 
@@ -107,7 +108,7 @@ def test_a_save_without_room_is_a_warning_and_the_next_tries_again(ranks, tmp_pa
     ended, said = ranks.run(2, first_disk_full_then_not, tmp_path, background, [True, False, True])
     assert ended is None
     assert [line.split()[0] for line in said] == ["saved", "warning:", "saved"]
-    assert "training goes on, and the next save tries again" in said[1]
+    assert said[1].startswith("warning: iteration 4 is not saved: no room for a checkpoint")
     events = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["save", "save_failed", "save"]
     assert events[1]["iteration"] == 4
@@ -119,9 +120,11 @@ def test_a_save_without_room_is_a_warning_and_the_next_tries_again(ranks, tmp_pa
 
 @BOTH
 def test_the_last_save_without_room_is_an_error(ranks, tmp_path, background):
-    ended, _ = ranks.run(2, first_disk_full_then_not, tmp_path, background, [True, False])
+    ended, said = ranks.run(2, first_disk_full_then_not, tmp_path, background, [True, False])
     assert "no room for a checkpoint" in ended
     assert "100 B are free" in ended
+    assert said[-1].startswith("warning: iteration 4 is not saved: no room for a checkpoint")
+    assert said[-1].endswith("100 B are free")  # and promises no next save
     assert find_checkpoint(tmp_path).name == "iter_0000003"
 
 
@@ -270,6 +273,39 @@ def test_a_place_that_cannot_be_written_is_refused_at_the_start(ranks, tmp_path)
     refused = ranks.run(2, required_place, tmp_path / "file" / "run", 10**9)
     assert refused.startswith("cannot write in")
     assert "Not a directory" in refused
+
+
+def where_old_ones_take_the_room(directory, background: bool, starting: bool):
+    """Look for a place, or save iteration 700, under --keep-last 1, where nothing else fits while
+    iteration 200 or what a kill left is there: what lay there as room was looked for, what was said."""
+    first = directory / "iter_0000100"
+    trainer, saver = after_two_steps(directory, background, first, keep_last=1)
+    trainer.state.iteration, usage = 700, shutil.disk_usage(directory)
+    seen, said = set(), []
+
+    def disk_usage(path):
+        seen.add(tuple(sorted(path.name for path in directory.glob("iter_*"))))
+        taken = [*directory.glob("iter_0000200"), *directory.glob("*.tmp")]
+        return usage._replace(free=0 if taken else 10**9)
+
+    space.shutil.disk_usage, saver._log.line = disk_usage, said.append
+    with saver:
+        saver.require_place() if starting else saver.save()
+    return seen, said
+
+
+@BOTH
+@pytest.mark.parametrize("starting", [True, False], ids=["start", "save"])
+def test_what_may_go_goes_before_room_is_looked_for(ranks, tmp_path, background, starting):
+    """But never the newest on the disk, nor the one that the run started from."""
+    for iteration in (100, 200, 300):
+        save_checkpoint(tmp_path, iteration, {"a": torch.ones(2)}, {})
+    (tmp_path / "iter_0000400.tmp").mkdir()
+    seen, said = ranks.run(2, where_old_ones_take_the_room, tmp_path, background, starting)
+    assert seen == {("iter_0000100", "iter_0000300")}
+    left = sorted(path.name for path in tmp_path.glob("iter_*"))
+    assert left == ["iter_0000100", "iter_0000300" if starting else "iter_0000700"]
+    assert said[-1] == "removed iter_0000200" + ("" if starting else ", iter_0000300")
 
 
 def test_a_run_keeps_what_its_rules_say(ranks, prepared, tmp_path):

@@ -3,42 +3,52 @@
 `make test-all` runs all combinations.
 """
 
+from functools import cache
+
 import pytest
-from options import DEFAULTS, LAYOUTS, MODELS, OPTIONS, configured, model_for, singles, works
+from options import DEFAULTS, DROPOUT, LAYOUTS, OPTIONS, configured, singles, works
 from pairs import pairs_of, possible_rows, read_table, values
-from tiny import largest_difference
-from trajectory import five_steps
+from tiny import RandomText, build_trainer
+from trajectory import figures_of_five_steps
+
+from megatron_yuyuan.parallel import mesh as mesh_module
 
 BOUND = 1e-5
-"""Of every gradient of the first step, and of losses and norms."""
 HALF_BOUND = 3e-3
 """Of losses in bfloat16 and float16; test_layouts.py shows what it is made from."""
-AT_ONCE = 8
-"""Combinations that one process group computes, one after another."""
 ROWS = possible_rows(values(OPTIONS, LAYOUTS), works)
+AT_ONCE = 24
+"""Combinations that one process group computes, one after another."""
 
 
-def trajectories(choices: list[dict[str, str]]) -> list:
-    return [five_steps(configured(choice)) for choice in choices]
+def trajectories(choices: list[dict[str, str]]) -> list[list[float]]:
+    """Five steps of each, on meshes that are made once: groups take longer to make than to use."""
+    mesh_module.start = cache(mesh_module.start)
+    return [
+        figures_of_five_steps(build_trainer(configured(choice)), RandomText()) for choice in choices
+    ]
+
+
+def alone_for(config) -> list[float]:
+    return figures_of_five_steps(build_trainer(config), RandomText())
 
 
 @pytest.fixture(scope="module")
 def alone(ranks):
-    return {model: ranks.run(1, five_steps, model) for model in MODELS.values()}
+    """Five steps of one rank, by the number of layers."""
+    models = {layers: DROPOUT.replace(num_layers=layers) for layers in (2, 4, 8)}
+    return {layers: ranks.run(1, alone_for, model) for layers, model in models.items()}
 
 
 def check(ranks, alone, choices: list[dict[str, str]]) -> None:
-    expected_gradients, expected = alone[model_for(LAYOUTS[choices[0]["layout"]])]
     for start in range(0, len(choices), AT_ONCE):
         part = choices[start : start + AT_ONCE]
         for choice, found in zip(part, ranks.run(8, trajectories, part), strict=True):
-            gradients, figures = found
+            expected = alone[configured(choice).model.num_layers]
             if (DEFAULTS | choice)["precision"] == "float32":
-                difference, name = largest_difference(gradients, expected_gradients)
-                assert difference <= BOUND, (choice, name)
-                assert figures == pytest.approx(expected, rel=BOUND), choice
-            else:  # of losses: norms of gradients in half precision spread more
-                assert figures[::2] == pytest.approx(expected[::2], rel=HALF_BOUND), choice
+                assert found == pytest.approx(expected, rel=BOUND), choice
+            else:  # losses: norms of gradients in half precision spread more
+                assert found[::2] == pytest.approx(expected[::2], rel=HALF_BOUND), choice
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -46,6 +56,7 @@ def test_every_option_takes_the_steps_one_process_takes(ranks, alone, layout):
     check(ranks, alone, singles(layout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_pair_of_options_does(ranks, alone, layout):
     check(ranks, alone, [row for row in read_table() if row["layout"] == layout])
