@@ -52,9 +52,12 @@ def test_one_rank_takes_the_step_of_the_undivided_model(alone, config):
     assert difference <= 1e-5, name
 
 
-@pytest.mark.parametrize("layout", [*all_layouts(2, 4), Layout(pipeline=3)], ids=str)
+EIGHT = [pytest.param(layout, marks=pytest.mark.slow) for layout in all_layouts(8)]
+
+
+@pytest.mark.parametrize("layout", [*all_layouts(2, 4), Layout(pipeline=3), *EIGHT], ids=str)
 def test_any_layout_takes_the_steps_one_process_takes(ranks, alone, layout):
-    """test_options.py has those of 8 ranks."""
+    """Every gradient of the first step, too. test_options.py has losses and norms on 8 ranks."""
     config = DROPOUT if layout.ranks == 4 else TINY
     expected_gradients, expected = alone[config]
     gradients, figures = ranks.run(layout.ranks, trajectory, layout.of(config))

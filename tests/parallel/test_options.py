@@ -56,7 +56,6 @@ def test_every_option_takes_the_steps_one_process_takes(ranks, alone, layout):
     check(ranks, alone, singles(layout))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_pair_of_options_does(ranks, alone, layout):
     check(ranks, alone, [row for row in read_table() if row["layout"] == layout])
