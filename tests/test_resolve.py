@@ -28,6 +28,13 @@ def test_the_layout_may_change_unless_ranks_draw_their_own_masks(change):
         accept_changes(own.replace(**change), continued(own))
 
 
+def test_a_longer_run_is_another_course_of_the_learning_rate():
+    with pytest.raises(ConfigError, match="lr_decay_iters was 5, is 6"):
+        accept_changes(TINY.replace(train_iters=6), continued(TINY))
+    longer = TINY.replace(train_iters=6, lr_decay_iters=5)
+    assert accept_changes(longer, continued(TINY)) == []
+
+
 def test_what_is_validated_may_change_unless_it_decides_what_is_kept():
     change = {"eval_iters": 7}
     assert accept_changes(TINY.replace(**change), continued(TINY)) == []
