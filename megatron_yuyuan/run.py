@@ -99,8 +99,7 @@ def run(config: Config, samples) -> None:
 def load_into(state: TrainState, origin: Origin, checkpoint: CheckpointConfig, log: Log) -> None:
     """Fill a state from a checkpoint of any layout. Raises DataError."""
     with_moments = not (origin.weights_only or checkpoint.no_load_optim)
-    origin.load(state.tensors(with_moments))
-    state.tie()
+    state.fill(origin.load, with_moments)
     if not origin.weights_only:
         saved = origin.state
         steps = saved["optimizer_steps"] if with_moments else 0

@@ -15,8 +15,12 @@ def in_portions(config, first: int) -> list[list[list]]:
     before, after = build_trainer(config), build_trainer(config)
     actual = [before.step(samples) for _ in range(first)]
     state, kept = before.state, before.state.tensors()
-    for name, tensor in after.state.tensors().items():
-        tensor.copy_(kept[name])
+
+    def copied(tensors: dict) -> None:
+        for name, tensor in tensors.items():
+            tensor.copy_(kept[name])
+
+    after.state.fill(copied)
     after.state.continue_after(state.iteration, state.consumed_samples, state.optimizer_steps)
     after.state.recall(json.loads(json.dumps(state.history())))
     actual += [after.step(samples) for _ in range(6 - first)]

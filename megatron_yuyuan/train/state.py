@@ -1,6 +1,6 @@
 """What a run is at a moment: the divided model, its optimizer, and a few numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -49,9 +49,10 @@ class TrainState:
                 named |= {f"{moment}.{name}": moments[moment] for moment in MOMENTS}
         return named
 
-    def tie(self) -> None:
-        """After `tensors` have been filled: where both copies of the embedding lie on this rank,
-        `tensors` named the last stage's. The first stage's takes its values."""
+    def fill(self, load: Callable[[dict[str, Tensor]], None], with_moments: bool = True) -> None:
+        """Have `load` fill `tensors` in place. Where both copies of the embedding lie on this rank, the
+        last stage's is the one that they name; the first stage's takes its values."""
+        load(self.tensors(with_moments))
         copies = [stage.wte.weight for stage in self.stages if stage.wte is not None]
         for copy in copies[:-1]:
             copy.detach().copy_(copies[-1].detach())
