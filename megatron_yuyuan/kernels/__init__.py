@@ -1,7 +1,4 @@
-"""The seam between the model and its kernels: one signature, several bodies, an explicit choice.
-
-Today there is one body, the PyTorch reference that defines each result.
-"""
+"""The seam between the model and its kernels: one signature, several bodies, an explicit choice."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +6,26 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from megatron_yuyuan.kernels import reference
+from megatron_yuyuan.kernels.mask import DropoutMask
+from megatron_yuyuan.kernels.vocabulary import VocabularyRows
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What the model asks for; shapes and algebra stand in `reference`."""
+    """What the model asks for; shapes, algebra and arguments stand in `reference`, which defines each
+    result."""
 
     layer_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor] = reference.layer_norm
-    gelu: Callable[[Tensor], Tensor] = reference.gelu
-    dropout: Callable[[Tensor, float, Tensor, int, int, int], Tensor] = reference.dropout
+    norm_beside: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = (
+        reference.norm_beside
+    )
+    bias_gelu: Callable[[Tensor, Tensor], Tensor] = reference.bias_gelu
+    dropout: Callable[[Tensor, DropoutMask | None], Tensor] = reference.dropout
+    bias_dropout_add: Callable[[Tensor, Tensor, Tensor, DropoutMask | None], Tensor] = (
+        reference.bias_dropout_add
+    )
+    bias_dropout_add_norm: Callable[..., tuple[Tensor, Tensor]] = reference.bias_dropout_add_norm
+    cross_entropy: Callable[[Tensor, Tensor, VocabularyRows], tuple[Tensor, Tensor]] = (
+        reference.cross_entropy
+    )
+    causal_softmax: Callable[[Tensor, float], Tensor] = reference.causal_softmax

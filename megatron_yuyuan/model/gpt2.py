@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_yuyuan.config import ModelConfig
-from megatron_yuyuan.kernels import Kernels
+from megatron_yuyuan.kernels import DropoutMask, Kernels
 from megatron_yuyuan.kernels.philox import name_key, normal
+from megatron_yuyuan.model.attention_backend import attention_weights, fused_attention
 from megatron_yuyuan.model.loss import LanguageModelHead
 from megatron_yuyuan.model.recomputation import Recomputation, recomputed
 
@@ -81,13 +82,17 @@ class Dropout(nn.Module):
         """(first position that x holds, length of the whole sequence)."""
         return 0, x.shape[1]
 
-    def forward(self, x: Tensor, sides: Sides) -> Tensor:
+    def mask(self, x: Tensor, sides: Sides) -> DropoutMask | None:
+        """Of hidden states like x; None where nothing is dropped."""
         if not (self.training and self.p):
-            return x
+            return None
         first, length = self.span(x)
         positions = torch.arange(first, first + x.shape[1], device=x.device)
         rows = sides.sample_ids[:, None] * length + positions
-        return self.kernels.dropout(x, self.p, rows, self.seed, sides.step, self.site)
+        return DropoutMask(self.p, rows, self.seed, sides.step, self.site)
+
+    def forward(self, x: Tensor, sides: Sides) -> Tensor:
+        return self.kernels.dropout(x, self.mask(x, sides))
 
 
 class AttentionDropout(nn.Module):
@@ -106,32 +111,59 @@ class AttentionDropout(nn.Module):
         rows = (sides.sample_ids[:, None] * self.num_heads + heads)[..., None] * weights.shape[
             2
         ] + queries
-        return self.kernels.dropout(weights, self.p, rows, self.seed, sides.step, self.site)
+        mask = DropoutMask(self.p, rows, self.seed, sides.step, self.site)
+        return self.kernels.dropout(weights, mask)
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm over C. x, return (B, T, C)."""
+    """LayerNorm over C, alone or with what stands before it in the residual stream."""
 
     def __init__(self, size: int, epsilon: float, kernels: Kernels):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.empty(size)), nn.Parameter(torch.empty(size))
         self.epsilon, self.kernels = epsilon, kernels
 
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias, (C,) each, as plain tensors."""
+        return self.weight, self.bias
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.kernels.layer_norm(x, self.weight, self.bias, self.epsilon)
+        """norm(x). x, return (B, T, C)."""
+        return self.kernels.layer_norm(x, *self.affine(), self.epsilon)
+
+    def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x, which goes on in the residual stream, and norm(x); all (B, T, C)."""
+        return self.kernels.norm_beside(x, *self.affine(), self.epsilon)
+
+    def of_sum(
+        self, x: Tensor, bias: Tensor, residual: Tensor, mask: DropoutMask | None
+    ) -> tuple[Tensor, Tensor]:
+        """s = residual + dropout(x + bias), and norm(s). x, residual, s (B, T, C); bias (C,)."""
+        return self.kernels.bias_dropout_add_norm(
+            x, bias, residual, mask, *self.affine(), self.epsilon
+        )
+
+
+class LinearBeforeBias(nn.Linear):
+    """(x W^T, b): the bias is added by the kernel that comes next, in its own pass."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.linear(x, self.weight), self.bias
 
 
 class Attention(nn.Module):
-    """Causal self-attention: softmax(Q K^T / sqrt(D)) V, projected back to C. x, return (B, T,
-    C)."""
+    """Causal self-attention: softmax(Q K^T / sqrt(D)) V, projected back to C. x (B, T, C); return
+    (B, T, C), and the projection's bias (C,), which is not added yet."""
 
     def __init__(self, config: ModelConfig, layer: int, seed: int, kernels: Kernels):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
         self.recompute_core = False
+        self.backend, self.unfused = config.attention_backend, config.attention_unfused
         self.fused_dropout = config.attention_dropout_rng == "torch"
         self.c_attn = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.c_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.c_proj = LinearBeforeBias(config.hidden_size, config.hidden_size)
+        self.kernels = kernels
         self.attn_dropout = AttentionDropout(
             config.attention_dropout,
             seed,
@@ -140,7 +172,7 @@ class Attention(nn.Module):
             kernels,
         )
 
-    def forward(self, x: Tensor, sides: Sides) -> Tensor:
+    def forward(self, x: Tensor, sides: Sides) -> tuple[Tensor, Tensor]:
         qkv = self.c_attn(x)
         qkv = qkv.view(*qkv.shape[:2], -1, 3, self.head_dim)  # (B, T, N, 3, D)
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))  # (B, N, T, D)
@@ -155,13 +187,11 @@ class Attention(nn.Module):
         tokens."""
         mask = self.mask(q.shape[2], k.shape[2], sides.document_ids, q.device)
         p = self.attn_dropout.p if self.training else 0.0
-        if not p or self.fused_dropout:
-            return F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=mask is None)
-        if mask is None:
-            mask = causal_mask(q.shape[2], k.shape[2], q.device)
-        scores = (q / math.sqrt(self.head_dim)) @ k.transpose(-1, -2)  # float16: scaled first
-        weights = scores.float().masked_fill(~mask, -math.inf).softmax(-1).to(q.dtype)
-        return self.attn_dropout(weights, sides) @ v
+        if not self.unfused and (not p or self.fused_dropout):
+            return fused_attention(q, k, v, mask, p, self.backend)
+        own_mask = None if sides.document_ids is None else mask
+        weights = attention_weights(q, k, own_mask, self.kernels)
+        return (self.attn_dropout(weights, sides) if p else weights) @ v
 
     @staticmethod
     def mask(queries: int, keys: int, document_ids: Tensor | None, device) -> Tensor | None:
@@ -179,16 +209,17 @@ def causal_mask(queries: int, keys: int, device) -> Tensor:
 
 
 class MLP(nn.Module):
-    """c_proj(gelu(c_fc(x))). x, return (B, T, C)."""
+    """c_proj(gelu(c_fc(x))). x (B, T, C); return (B, T, C), and the bias (C,) of c_proj, which is not
+    added yet."""
 
     def __init__(self, config: ModelConfig, kernels: Kernels):
         super().__init__()
-        self.c_fc = nn.Linear(config.hidden_size, config.mlp_size)
-        self.c_proj = nn.Linear(config.mlp_size, config.hidden_size)
+        self.c_fc = LinearBeforeBias(config.hidden_size, config.mlp_size)
+        self.c_proj = LinearBeforeBias(config.mlp_size, config.hidden_size)
         self.kernels = kernels
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.kernels.gelu(self.c_fc(x)))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.c_proj(self.kernels.bias_gelu(*self.c_fc(x)))
 
 
 class Block(nn.Module):
@@ -204,10 +235,13 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.hidden_size, config.layernorm_epsilon, kernels)
         self.mlp = MLP(config, kernels)
         self.resid_2 = Dropout(config.hidden_dropout, seed, layer * 16 + MLP_RESIDUAL, kernels)
+        self.kernels = kernels
 
     def forward(self, x: Tensor, sides: Sides) -> Tensor:
-        x = x + self.resid_1(self.attn(self.ln_1(x), sides), sides)
-        return x + self.resid_2(self.mlp(self.ln_2(x)), sides)
+        x, normed = self.ln_1.beside(x)
+        attended = self.attn(normed, sides)
+        x, normed = self.ln_2.of_sum(*attended, x, self.resid_1.mask(x, sides))
+        return self.kernels.bias_dropout_add(*self.mlp(normed), x, self.resid_2.mask(x, sides))
 
 
 class GPT2(nn.Module):
@@ -232,7 +266,7 @@ class GPT2(nn.Module):
         self.ln_f: nn.Module | None = LayerNorm(
             config.hidden_size, config.layernorm_epsilon, kernels
         )
-        self.head: nn.Module | None = LanguageModelHead(config.vocab_size)
+        self.head: nn.Module | None = LanguageModelHead(config.vocab_size, kernels)
         self.recomputation = Recomputation()
 
     @property

@@ -1,41 +1,17 @@
 """The end of the model: hidden states to logits, or straight to the loss."""
 
-import math
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_yuyuan.config import IGNORE
+from megatron_yuyuan.kernels import Kernels, VocabularyRows
 
 LOGITS_AT_A_TIME = 1 << 24
 """Logits that the loss holds at once, 64 MiB in float32: large enough for the matrix products to run
 at full speed, small beside the activations of a layer."""
 TILE = 64
 """Tokens of a long chunk are a multiple of this: matrix products work in tiles."""
-
-
-@dataclass(frozen=True)
-class VocabularyRows:
-    """Which rows of the vocabulary a head's weight holds, and how what they say is put together.
-
-    This is the head that holds all rows. The one of a tensor rank stands in
-    `parallel/cross_entropy.py`.
-    """
-
-    vocab_size: int
-    """Tokens of the whole vocabulary; rows of larger numbers are padding."""
-    first: int = 0
-    """The token of the weight's first row."""
-
-    def maximum(self, x: Tensor) -> Tensor:
-        """The elementwise maximum of x over all who hold rows."""
-        return x
-
-    def total(self, x: Tensor) -> Tensor:
-        """The elementwise sum of x over all who hold rows."""
-        return x
 
 
 class LanguageModelHead(nn.Module):
@@ -52,14 +28,15 @@ class LanguageModelHead(nn.Module):
     exchanges this module for `VocabParallelHead`.
     """
 
-    def __init__(self, vocab_size: int):
+    def __init__(self, vocab_size: int, kernels: Kernels):
         super().__init__()
-        self.vocab_size = vocab_size
+        self.vocab_size, self.kernels = vocab_size, kernels
 
     def forward(self, x: Tensor, weight: Tensor, labels: Tensor | None):
         if labels is None:
             return F.linear(x, weight[: self.vocab_size])
-        loss = linear_cross_entropy(x, weight, labels, VocabularyRows(self.vocab_size))
+        rows = VocabularyRows(self.vocab_size)
+        loss = linear_cross_entropy(x, weight, labels, rows, self.kernels)
         return loss, count_labels(labels)
 
 
@@ -68,7 +45,9 @@ def count_labels(labels: Tensor) -> Tensor:
     return torch.sum(labels.flatten() != IGNORE, 0, keepdim=True, dtype=torch.float32)
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor, rows: VocabularyRows) -> Tensor:
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, labels: Tensor, rows: VocabularyRows, kernels: Kernels
+) -> Tensor:
     """Sum over the learned labels of log(sum over v of exp(z_v)) - z_label, z = x W^T.
 
         x       (B, T, C)
@@ -78,7 +57,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor, rows: Vocabu
 
     No more than LOGITS_AT_A_TIME of the B T R logits exist at any time.
     """
-    return _LinearCrossEntropy.apply(x, weight, labels, rows, torch.is_grad_enabled())
+    return _LinearCrossEntropy.apply(x, weight, labels, rows, kernels, torch.is_grad_enabled())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -94,7 +73,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, labels, rows, learning):
+    def forward(ctx, x, weight, labels, rows, kernels, learning):
         hidden, labels = x.flatten(0, 1), labels.flatten()
         loss = torch.zeros(1, device=x.device)
         if learning:
@@ -106,15 +85,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(start, start + length)
             logits = memory[: len(labels[part])]
             torch.mm(hidden[part], weight.t(), out=logits)
-            part_loss, gradient = _chunk(logits, labels[part], rows)
+            part_loss, gradient = kernels.cross_entropy(logits, labels[part], rows)
             loss += part_loss
             if learning:
-                rounded = gradient.to(x.dtype)
-                torch.mm(rounded, weight, out=hidden_gradient[part])
-                if x.dtype == torch.float16:  # a sum over tokens is outside its range
-                    weight_gradient.addmm_(gradient.t(), hidden[part].float())
-                else:
-                    _add_product(weight_gradient, rounded.t(), hidden[part])
+                torch.mm(gradient.to(x.dtype), weight, out=hidden_gradient[part])
+                _add_product(weight_gradient, gradient.t(), hidden[part])
         if learning:
             ctx.save_for_backward(hidden_gradient.view_as(x), weight_gradient)
         return loss
@@ -126,7 +101,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             (hidden_gradient * scale).to(dtype),
             (weight_gradient * scale).to(dtype),
-            *(None, None, None),
+            *(None, None, None, None),
         )
 
 
@@ -136,33 +111,11 @@ def _chunk_length(columns: int) -> int:
     return length - length % TILE if length > TILE else length
 
 
-def _chunk(logits: Tensor, labels: Tensor, rows: VocabularyRows) -> tuple[Tensor, Tensor]:
-    """Summed loss () of a chunk of n tokens, and its gradient in their logits (n, R), in their place
-    where they are float32.
-
-    Two exchanges of n numbers: the largest logit; then the sum of exponentials and the label's
-    logit, together. The gradient, softmax - onehot, is local.
-    """
-    z = logits.float()
-    real = min(max(rows.vocab_size - rows.first, 0), z.shape[-1])
-    z[:, real:] = -math.inf
-    z -= rows.maximum(z.amax(-1))[:, None]
-    column = labels - rows.first
-    elsewhere = (column < 0) | (column >= real)
-    column = column.masked_fill(elsewhere, 0)[:, None]
-    target = z.gather(-1, column).squeeze(-1).masked_fill(elsewhere, 0.0)
-    z.exp_()
-    total, target = rows.total(torch.stack((z.sum(-1), target)))
-    learned = labels != IGNORE
-    loss = torch.where(learned, total.log() - target, 0.0).sum()
-    z *= (learned / total)[:, None]
-    z.scatter_add_(-1, column, -(learned & ~elsewhere).float()[:, None])
-    return loss, z
-
-
 def _add_product(result: Tensor, a: Tensor, b: Tensor) -> None:
-    """result (float32) += a b, without a copy of the product where the dtypes allow."""
-    if a.dtype == result.dtype:
-        result.addmm_(a, b)
-    else:
-        result += a @ b
+    """result (float32) += a b, summed in float32. a may be more exact than b."""
+    if b.is_cuda and b.dtype != torch.float32:
+        result += torch.mm(a.to(b.dtype), b, out_dtype=torch.float32)
+    elif b.dtype == torch.bfloat16:
+        result += a.to(b.dtype) @ b
+    else:  # float16: a sum over tokens is outside its range
+        result.addmm_(a.float(), b.float())

@@ -8,12 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from megatron_yuyuan.model.loss import (
-    LanguageModelHead,
-    VocabularyRows,
-    count_labels,
-    linear_cross_entropy,
-)
+from megatron_yuyuan.kernels import VocabularyRows
+from megatron_yuyuan.model.loss import LanguageModelHead, count_labels, linear_cross_entropy
 from megatron_yuyuan.parallel.collectives import all_reduced, gather_last
 from megatron_yuyuan.parallel.tensor import TensorAxis
 
@@ -46,7 +42,7 @@ class VocabParallelHead(nn.Module):
 
     def __init__(self, head: LanguageModelHead, axis: TensorAxis):
         super().__init__()
-        self.vocab_size, self.axis = head.vocab_size, axis
+        self.vocab_size, self.kernels, self.axis = head.vocab_size, head.kernels, axis
 
     def forward(self, x: Tensor, weight: Tensor, labels: Tensor | None):
         x, local = self.axis.enter(x), weight.to_local()
@@ -54,4 +50,5 @@ class VocabParallelHead(nn.Module):
             logits = F.linear(x, local).detach()
             return gather_last(logits, self.axis.group)[..., : self.vocab_size]
         rows = RowsOfRank(self.vocab_size, self.axis.rank * len(local), self.axis.group)
-        return linear_cross_entropy(x, local, labels, rows), count_labels(labels)
+        loss = linear_cross_entropy(x, local, labels, rows, self.kernels)
+        return loss, count_labels(labels)

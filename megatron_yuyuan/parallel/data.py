@@ -42,7 +42,8 @@ def divide_over_data(module: nn.Module, mesh: Mesh, strategy: str, dtype: torch.
         reshard_after_forward=briefly and isinstance(module, Block),
     )
     assert isinstance(module, FSDPModule)
-    module.set_gradient_divide_factor(1.0)
+    if mesh.data.size() > 1:  # one rank alone would divide by it, a pass over every gradient
+        module.set_gradient_divide_factor(1.0)
     module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
     if briefly:
         # our pipeline and torch's switch this off between micro batches, which is right for the others

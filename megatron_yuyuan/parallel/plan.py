@@ -14,6 +14,7 @@ from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.stages import StagePlan, plan_stages
 from megatron_yuyuan.parallel.tensor import (
     ColumnParallelLinear,
+    ColumnParallelLinearBeforeBias,
     PositionEmbedding,
     ResidualDropout,
     ResidualLayerNorm,
@@ -35,7 +36,7 @@ BLOCK_PLAN = {
     "attn.c_proj": RowParallelLinear,
     "resid_1": ResidualDropout,
     "ln_2": ResidualLayerNorm,
-    "mlp.c_fc": ColumnParallelLinear,
+    "mlp.c_fc": ColumnParallelLinearBeforeBias,
     "mlp.c_proj": RowParallelLinear,
     "resid_2": ResidualDropout,
 }

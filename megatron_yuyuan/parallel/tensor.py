@@ -102,7 +102,8 @@ class TensorAxis:
 
 
 class _LinearOfCopy(torch.autograd.Function):
-    """`copy_to_ranks`, then x W^T + b; dx is summed over the group while dW and db are computed."""
+    """`copy_to_ranks`, then x W^T + b, or without b; dx is summed over the group while dW and db are
+    computed."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, group):
@@ -114,12 +115,12 @@ class _LinearOfCopy(torch.autograd.Function):
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         summing = start_sum_into(gradient @ weight, ctx.group)
-        parameters = _gradients_of_parameters(gradient, x)
+        parameters = _gradients_of_parameters(gradient, x, ctx.needs_input_grad[2])
         return summing.wait(), *parameters, None
 
 
 class _LinearOfGathered(torch.autograd.Function):
-    """`gather_sequence`, then x W^T + b. Keeps this rank's part of x, not the gathered one.
+    """`gather_sequence`, then x W^T + b, or without b. Keeps this rank's part of x, not the gathered one.
 
     The backward gathers x again while it computes the gradient of the gathered x, and scatters that
     while it computes dW and db.
@@ -138,14 +139,16 @@ class _LinearOfGathered(torch.autograd.Function):
         gradient_of_gathered = gradient @ weight
         gathered = gathering.wait()
         scattering = start_scatter(gradient_of_gathered, ctx.group)
-        parameters = _gradients_of_parameters(gradient, gathered)
+        parameters = _gradients_of_parameters(gradient, gathered, ctx.needs_input_grad[2])
         return scattering.wait(), *parameters, None
 
 
-def _gradients_of_parameters(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def _gradients_of_parameters(
+    gradient: Tensor, x: Tensor, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
     """dW (C_out, C_in) and db (C_out,) of y = x W^T + b, from dy (B, T, C_out) and x (B, T, C_in)."""
     rows = gradient.flatten(0, 1)
-    return rows.t() @ x.flatten(0, 1), rows.sum(0)
+    return rows.t() @ x.flatten(0, 1), rows.sum(0) if with_bias else None
 
 
 class ColumnParallelLinear(nn.Module):
@@ -171,25 +174,37 @@ class ColumnParallelLinear(nn.Module):
         self.weight, self.bias = axis.divided(linear.weight, 0), axis.divided(linear.bias, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight.to_local(), self.bias.to_local()
+        return self.product(x, self.bias.to_local())
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x W^T + bias, or without it."""
+        weight = self.weight.to_local()
         if not self.axis.overlaps:
             return F.linear(self.axis.enter(x), weight, bias)
         linear = _LinearOfGathered if self.axis.sequence_parallel else _LinearOfCopy
         return linear.apply(x, weight, bias, self.axis.group)
 
 
+class ColumnParallelLinearBeforeBias(ColumnParallelLinear):
+    """(x W^T, b) of the same slices, each (..., C_out / tensor): the model's `LinearBeforeBias`."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.product(x, None), self.bias.to_local()
+
+
 class RowParallelLinear(nn.Module):
-    """y = sum over ranks of x W^T, plus b; the input features divided over the tensor axis.
+    """y = sum over ranks of x W^T, and b beside it; the input features divided over the tensor axis.
 
     Each rank holds the columns of W that meet its slice of x; the forward sums the products over
     the axis (sequence parallel: and scatters them along T); the backward is silent (sequence
-    parallel: gathers). The bias is added after the sum. Source: arXiv:1909.08053, section 3 (g);
+    parallel: gathers). The bias is added after the sum, by the kernel that comes next. Source:
+    arXiv:1909.08053, section 3 (g);
     arXiv:2205.05198 (g bar).
 
         x       (B, T, C_in / tensor)
         weight  (C_out, C_in)   DTensor Shard(1); local (C_out, C_in / tensor)
         bias    (C_out,)        DTensor Replicate
-        return  (B, T, C_out)   the same on every rank (sequence parallel: (B, T / tensor, C_out))
+        return  (B, T, C_out)   the same on every rank (sequence parallel: (B, T / tensor, C_out)); and the bias
     """
 
     def __init__(self, linear: nn.Linear, axis: TensorAxis):
@@ -197,8 +212,8 @@ class RowParallelLinear(nn.Module):
         self.axis = axis
         self.weight, self.bias = axis.divided(linear.weight, 1), axis.divided(linear.bias, None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.axis.leave(F.linear(x, self.weight.to_local())) + self.axis.local(self.bias)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.axis.leave(F.linear(x, self.weight.to_local())), self.axis.local(self.bias)
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -245,19 +260,17 @@ class PositionEmbedding(nn.Module):
         return F.embedding(positions, self.axis.local(self.weight))
 
 
-class ResidualLayerNorm(nn.Module):
+class ResidualLayerNorm(LayerNorm):
     """The model's LayerNorm over (B, T or T / tensor, C); weight and bias (C,) held whole by every
     tensor rank."""
 
     def __init__(self, norm: LayerNorm, axis: TensorAxis):
-        super().__init__()
-        self.axis, self.epsilon, self.kernels = axis, norm.epsilon, norm.kernels
+        super().__init__(len(norm.weight), norm.epsilon, norm.kernels)
+        self.axis = axis
         self.weight, self.bias = axis.divided(norm.weight, None), axis.divided(norm.bias, None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.kernels.layer_norm(
-            x, self.axis.local(self.weight), self.axis.local(self.bias), self.epsilon
-        )
+    def affine(self) -> tuple[Tensor, Tensor]:
+        return self.axis.local(self.weight), self.axis.local(self.bias)
 
 
 class ResidualDropout(Dropout):

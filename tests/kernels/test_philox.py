@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from megatron_yuyuan.kernels import reference
 from megatron_yuyuan.kernels.philox import WORD, name_key, normal, philox4x32, random_words
 
 KNOWN_ANSWERS = [  # Random123, tests/kat_vectors, philox4x32 with 10 rounds
@@ -53,13 +52,3 @@ def test_normal_numbers_are_a_sequence_of_which_any_part_can_be_drawn():
     assert abs(whole.std() - 1) < 5e-3
     assert abs((whole**4).mean() - 3) < 5e-2
     assert not torch.equal(normal(0, 9, name_key(1234, "wpe.weight")), whole[:9])
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5])
-def test_dropout_drops_p_and_keeps_the_mean(p):
-    x = torch.ones(400, 1000)
-    y = reference.dropout(x, p, torch.arange(400), key=9, step=1, site=0)
-    assert abs((y == 0).float().mean() - p) < 3e-3
-    assert abs(y.mean() - 1) < 1e-2
-    assert torch.equal(y, reference.dropout(x, p, torch.arange(400), key=9, step=1, site=0))
-    assert not torch.equal(y, reference.dropout(x, p, torch.arange(400), key=9, step=2, site=0))

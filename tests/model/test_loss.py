@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_yuyuan.config import IGNORE
+from megatron_yuyuan.kernels import Kernels, VocabularyRows
 from megatron_yuyuan.model import loss as loss_module
-from megatron_yuyuan.model.loss import LanguageModelHead, VocabularyRows, linear_cross_entropy
+from megatron_yuyuan.model.loss import LanguageModelHead, linear_cross_entropy
 
 B, T, C, V, VOCAB = 3, 7, 16, 128, 101
 
@@ -40,7 +41,7 @@ def chunk(request, monkeypatch):
 )
 def test_loss_and_gradients_are_those_of_all_logits_at_once(chunk, dtype, bound):
     x, weight, labels = inputs(dtype)
-    total, count = LanguageModelHead(VOCAB)(x, weight, labels)
+    total, count = LanguageModelHead(VOCAB, Kernels())(x, weight, labels)
     assert count.item() == 14
     assert (total.dtype, total.shape) == (torch.float32, (1,))
     (total / 3).sum().backward()
@@ -60,7 +61,7 @@ def test_a_sum_over_tokens_may_leave_the_range_of_float16():
     x = torch.full((1, 20000, 4), 8.0, dtype=torch.float16)
     weight = torch.zeros(V, 4, dtype=torch.float16, requires_grad=True)
     labels = torch.zeros(x.shape[:2], dtype=torch.int64)
-    total, count = LanguageModelHead(VOCAB)(x, weight, labels)
+    total, count = LanguageModelHead(VOCAB, Kernels())(x, weight, labels)
     (total / count).sum().backward()
     expected = torch.full((VOCAB, 4), 8 / VOCAB)
     expected[0] -= 8
@@ -88,7 +89,7 @@ def test_rows_held_apart_give_what_they_give_together():
         half = weight[first : first + 64].detach().requires_grad_()
         own = x.detach().requires_grad_()
         rows = Exchanged(VOCAB, first)
-        loss = linear_cross_entropy(own, half, labels, rows)
+        loss = linear_cross_entropy(own, half, labels, rows, Kernels())
         assert loss.item() == pytest.approx(in_one_piece(x, weight, labels).item(), rel=1e-6)
         loss.sum().backward()
         gradients.append((own.grad, half.grad))
@@ -99,7 +100,7 @@ def test_rows_held_apart_give_what_they_give_together():
 
 def test_a_batch_without_labels_to_learn_has_loss_and_gradient_zero():
     x, weight, labels = inputs()
-    total, count = LanguageModelHead(VOCAB)(x, weight, torch.full_like(labels, IGNORE))
+    total, count = LanguageModelHead(VOCAB, Kernels())(x, weight, torch.full_like(labels, IGNORE))
     total.sum().backward()
     assert total.item() == count.item() == 0
     assert not x.grad.any()
@@ -109,7 +110,7 @@ def test_a_batch_without_labels_to_learn_has_loss_and_gradient_zero():
 def test_gradients_reach_whoever_asks_again():
     """A schedule that divides the backward runs it twice over the same graph."""
     x, weight, labels = inputs()
-    loss = LanguageModelHead(VOCAB)(x, weight, labels)[0].sum()
+    loss = LanguageModelHead(VOCAB, Kernels())(x, weight, labels)[0].sum()
     [to_x] = torch.autograd.grad(loss, x, retain_graph=True)
     [to_weight] = torch.autograd.grad(loss, weight)
     in_one_piece(x, weight, labels).backward()
@@ -136,7 +137,7 @@ def test_no_more_logits_exist_than_were_allowed(monkeypatch):
     monkeypatch.setattr(loss_module, "LOGITS_AT_A_TIME", 5 * V)
     x, weight, labels = inputs()
     with ShapesSeen() as seen:
-        LanguageModelHead(VOCAB)(x, weight, labels)[0].sum().backward()
+        LanguageModelHead(VOCAB, Kernels())(x, weight, labels)[0].sum().backward()
     logits = [shape for shape in seen.shapes if shape[-1:] in ((V,), (VOCAB,))]
     assert max(torch.Size(shape).numel() for shape in logits if shape[0] != C) == 5 * V
     with ShapesSeen() as seen:
@@ -147,8 +148,8 @@ def test_no_more_logits_exist_than_were_allowed(monkeypatch):
 def test_evaluation_computes_no_gradient():
     x, weight, labels = inputs()
     with torch.no_grad(), ShapesSeen() as seen:
-        LanguageModelHead(VOCAB)(x, weight, labels)
+        LanguageModelHead(VOCAB, Kernels())(x, weight, labels)
     assert (V, C) not in seen.shapes
     with ShapesSeen() as seen:
-        LanguageModelHead(VOCAB)(x, weight, labels)
+        LanguageModelHead(VOCAB, Kernels())(x, weight, labels)
     assert (V, C) in seen.shapes  # the gradient of the weight

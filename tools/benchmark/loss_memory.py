@@ -68,12 +68,13 @@ def mean_loss(side: str, x, weight, labels):
     """Per token, x (tokens, C), weight (V, C), labels (tokens,)."""
     import torch.nn.functional as F
 
-    from megatron_yuyuan.model.loss import VocabularyRows, linear_cross_entropy
+    from megatron_yuyuan.kernels import Kernels, VocabularyRows
+    from megatron_yuyuan.model.loss import linear_cross_entropy
 
     if side == "all logits":
         return F.cross_entropy(F.linear(x, weight), labels)
     rows = VocabularyRows(len(weight))
-    return linear_cross_entropy(x[None], weight, labels[None], rows).sum() / len(x)
+    return linear_cross_entropy(x[None], weight, labels[None], rows, Kernels()).sum() / len(x)
 
 
 if __name__ == "__main__":
