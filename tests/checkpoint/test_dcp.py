@@ -68,7 +68,7 @@ def load_and_train(config, directory):
 def test_any_layout_continues_what_any_layout_saved(ranks, tmp_path, saved, loaded):
     expected = ranks.run(saved.ranks, train_and_save, saved.of(CONFIG), tmp_path)
     actual = ranks.run(loaded.ranks, load_and_train, loaded.of(CONFIG), tmp_path)
-    assert actual == pytest.approx(expected, rel=1e-5)
+    assert actual == pytest.approx(expected, rel=1e-6)
 
 
 def forget_the_moments(config, directory):
@@ -81,7 +81,7 @@ def forget_the_moments(config, directory):
 def test_an_optimizer_loaded_empty_would_be_seen(ranks, tmp_path):
     expected = ranks.run(1, train_and_save, CONFIG, tmp_path)
     actual = ranks.run(1, forget_the_moments, CONFIG, tmp_path)
-    assert actual[0] == pytest.approx(expected[0], rel=1e-5)
+    assert actual[0] == pytest.approx(expected[0], rel=1e-6)
     assert abs(actual[1] / expected[1] - 1) > 1e-3
 
 
