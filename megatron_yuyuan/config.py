@@ -46,10 +46,29 @@ class ModelConfig:
     )
     """Where the masks of attention_dropout come from. counter: the same on every layout. torch: torch's own
     generator inside fused attention; faster, but they change with the layout, and so do the results."""
+    attention_impl: str = field(default="sdpa", metadata={"choices": ("sdpa", "fused_softmax")})
+    """sdpa: torch's fused attention; with attention_dropout by the counter the unfused one in training.
+    fused_softmax: always the unfused one, scores, scaled causal softmax in one kernel, values; to compare."""
+    attention_backend: str = field(
+        default="auto",
+        metadata={"choices": ("auto", "flash", "fused", "efficient", "unfused", "local")},
+    )
+    """Which body fused attention has on CUDA. auto: chosen by the GPU and attention_dropout; fused: cuDNN's;
+    efficient: torch's memory-efficient one; unfused: plain products; local: attention_impl fused_softmax."""
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def attention_unfused(self) -> bool:
+        """What attention_impl and attention_backend ask for together: unfused attention, always."""
+        return self.attention_impl == "fused_softmax" or self.attention_backend == "local"
+
+    @property
+    def attention_dropout_counted(self) -> bool:
+        """Whether attention weights are dropped by the counter, which unfused attention alone can."""
+        return self.attention_dropout > 0 and self.attention_dropout_rng == "counter"
 
     @property
     def mlp_size(self) -> int:
@@ -116,6 +135,12 @@ class ParallelConfig:
     """See recompute_method."""
     device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
     """Where the model lives. auto: CUDA if there is one, else the CPU."""
+    kernels: str = field(
+        default="auto", metadata={"choices": ("auto", "cuda", "compile", "reference", "apex")}
+    )
+    """Who computes between the matrix products. cuda: this package's fused kernels; compile: torch.compile's;
+    reference: plain PyTorch; apex: NVIDIA's LayerNorm and Adam. auto: cuda on a CUDA device if they can be
+    built, else reference."""
     distributed_backend: str = field(default="auto", metadata={"choices": ("auto", "gloo", "nccl")})
     """Who carries the collectives. auto: nccl on CUDA, gloo on the CPU."""
     distributed_timeout_minutes: int = 10

@@ -40,6 +40,10 @@ class ConfigErrors(ConfigError):
         return "\nerror: ".join(str(problem) for problem in self.problems)
 
 
+class KernelsError(ConfigError):
+    """Kernels that were asked for and cannot be had on this machine."""
+
+
 class DataError(YuyuanError):
     """An input, a shard, a tokenizer or a checkpoint that is missing, damaged or does not fit."""
 

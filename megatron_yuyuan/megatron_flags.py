@@ -8,6 +8,7 @@ NOT_YET = frozenset(
     --untie-embeddings-and-output-weights --no-load-rng
     --exit-signal --log-progress
     --iterations-to-skip --deterministic-mode --partitions --keep-sequential-samples
+    --no-bias-gelu-fusion --no-bias-dropout-fusion --no-persist-layer-norm
     """.split()
 )
 """The feature is not built: refused with the words `not yet`, on the command line and in TOML."""
@@ -19,6 +20,9 @@ INSTEAD = {
     "--decoder-first-pipeline-num-layers": "--pipeline-layout",
     "--decoder-last-pipeline-num-layers": "--pipeline-layout",
     "--exit-signal": "leave it out: SIGTERM and SIGUSR1 always save and stop",
+    "--no-bias-gelu-fusion": "--kernels reference",
+    "--no-bias-dropout-fusion": "--kernels reference",
+    "--no-persist-layer-norm": "--kernels reference",
     "--partitions": "--num-tasks and --task-index",
     "--keep-sequential-samples": "leave it out: documents always keep their order",
 }
@@ -26,7 +30,8 @@ INSTEAD = {
 
 NO_EFFECT = frozenset(
     """
-    --use-mcore-models --no-gradient-accumulation-fusion --use-flash-attn --overlap-grad-reduce
+    --use-mcore-models --no-gradient-accumulation-fusion --use-flash-attn --attention-softmax-in-fp32
+    --overlap-grad-reduce
     --overlap-param-gather --manual-gc --no-masked-softmax-fusion
     --no-create-attention-mask-in-dataloader --use-cpu-initialization --use-distributed-optimizer
     --verify-integrity --check-for-nan-in-loss-and-grad --exit-signal-handler
@@ -36,9 +41,9 @@ NO_EFFECT = frozenset(
     """.split()
 )
 """Flags without a value that ask for what happens here anyway, or for nothing: accepted with a warning.
-Adam's state is divided over the data axis but under no_shard, checkpoints are always verified, a step that is not
-finite is never taken, signals always save and stop, stages are balanced by cost, the order of samples needs no cache,
-the trace of --profile is torch's, and TensorBoard gets every figure."""
+Attention's softmax is float32, Adam's state is divided over the data axis but under no_shard, checkpoints are always
+verified, a step that is not finite is never taken, signals always save and stop, stages are balanced by cost, the
+order of samples needs no cache, the trace of --profile is torch's, and TensorBoard gets every figure."""
 
 NO_EFFECT_WITH_VALUE = frozenset(
     {"--transformer-impl", "--data-cache-path", "--tensorboard-queue-size"}

@@ -194,7 +194,8 @@ def require_validation(config: Config, samples: Dataset | None) -> None:
 
 CHANGE_NOTHING = frozenset(
     """
-    init_method_std valid_data_path tokenizer_type vocab_file merge_file tokenizer_model
+    init_method_std attention_impl attention_backend
+    valid_data_path tokenizer_type vocab_file merge_file tokenizer_model
     micro_batch_size train_iters train_samples epochs eval_interval eval_iters log_interval
     initial_loss_scale max_skipped_iterations exit_interval exit_duration_in_mins
     """.split()

@@ -16,11 +16,13 @@ from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
 from megatron_yuyuan.exit_report import exit_reported, forget_exit, stopped
 from megatron_yuyuan.introduction import introduce_plan, introduce_state
+from megatron_yuyuan.kernels.choice import choose
 from megatron_yuyuan.log import Log, MegatronLines
+from megatron_yuyuan.model.attention_backend import describe_attention
 from megatron_yuyuan.panel import Panel, on_terminal
 from megatron_yuyuan.parallel import mesh as mesh_module
+from megatron_yuyuan.parallel.data import compute_dtype
 from megatron_yuyuan.parallel.mesh import Mesh
-from megatron_yuyuan.parallel.plan import build_stages
 from megatron_yuyuan.resolve import (
     Origin,
     accept_changes,
@@ -32,11 +34,9 @@ from megatron_yuyuan.resolve import (
 )
 from megatron_yuyuan.samples import borders, question_samples, text_samples
 from megatron_yuyuan.train.loop import train
-from megatron_yuyuan.train.loss_scale import LossScale
-from megatron_yuyuan.train.optimizer import build_optimizer
 from megatron_yuyuan.train.profile import choose_trainer
 from megatron_yuyuan.train.schedule import train_iterations
-from megatron_yuyuan.train.state import TrainState
+from megatron_yuyuan.train.state import TrainState, build_state
 from megatron_yuyuan.train.stopping import Stopping
 from megatron_yuyuan.validation import validate
 from megatron_yuyuan.writers import TensorBoard, WeightsAndBiases, require_extras
@@ -72,9 +72,10 @@ def run(config: Config, samples) -> None:
     try:
         log = open_log(config, mesh)
         introduce_plan(config, mesh, training_set, validation_set, log)
-        stages = build_stages(config, mesh)
-        optimizer, scale = build_optimizer(stages, config.optimizer), LossScale(config.training)
-        state = TrainState(stages, optimizer, mesh, scale)
+        kernels, chosen = choose(config.parallel.kernels, mesh.device)
+        attention = describe_attention(config.model, compute_dtype(config.training), mesh.device)
+        log.line(f"kernels: {chosen}; attention: {attention}")
+        state = build_state(config, mesh, kernels)
         saver = build_saver(config, state, tokenizer, origin.path if origin else None, log)
         saver.require_place()
         if origin is not None:

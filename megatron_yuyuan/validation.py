@@ -15,7 +15,7 @@ def validate(config: Config, world_size: int) -> None:
     """
     problems = list(_missing(config))
     if not problems:  # the checks below divide by these numbers
-        problems = [*_model(config), *layout_problems(config, world_size)]
+        problems = [*_model(config), *_attention(config), *layout_problems(config, world_size)]
         problems += [*_length(config), *_learning_rate(config), *_optimizer(config)]
         problems += [*_precision(config), *_retention(config), *_logging(config, world_size)]
         problems += _without_effect(config)
@@ -85,6 +85,47 @@ def _model(config: Config) -> Problems:
         if getattr(m, name) >= 1:
             why = "nothing would be left to learn from"
             yield ConfigError(f"{name}={getattr(m, name)}", why, "0 to 0.9")
+
+
+def _attention(config: Config) -> Problems:
+    """Which attention computes, and whether it can compute what is asked of it."""
+    m, half = config.model, config.training.bf16 or config.training.fp16
+    asked = f"attention_backend={m.attention_backend}"
+    of_sdpa = m.attention_backend in ("flash", "fused", "efficient", "unfused")
+    if m.attention_unfused and of_sdpa:
+        what = f"{asked} with attention_impl=fused_softmax"
+        yield ConfigError(what, "it chooses a body of attention_impl=sdpa", "one of the two")
+    elif of_sdpa and m.attention_dropout_counted:
+        yield ConfigError(
+            f"{asked} with attention_dropout={m.attention_dropout} by the counter",
+            "fused attention cannot drop by the counter: training would not use it",
+            "--attention-dropout-rng torch, --attention-dropout 0, or leave the backend out",
+        )
+    if m.attention_unfused and m.attention_dropout and not m.attention_dropout_counted:
+        yield ConfigError(
+            "attention_dropout_rng=torch with attention_impl=fused_softmax (attention_backend=local)",
+            "unfused attention drops by the counter",
+            "--attention-dropout-rng counter",
+        )
+    if m.attention_unfused and config.data.reset_attention_mask:
+        yield ConfigError(
+            "reset_attention_mask with attention_impl=fused_softmax (attention_backend=local)",
+            "its kernel knows the causal mask alone, and would not be used",
+            "--attention-impl sdpa",
+        )
+    if m.attention_backend in ("flash", "fused"):
+        if not half:
+            why = "it computes in half precision alone"
+            yield ConfigError(f"{asked} in float32", why, "--bf16, or --attention-backend auto")
+        if config.data.reset_attention_mask:
+            why = "it knows the causal mask alone, no document's"
+            yield ConfigError(f"{asked} with reset_attention_mask", why, "efficient, or auto")
+    if m.attention_backend == "fused" and m.attention_dropout:
+        yield ConfigError(
+            f"attention_backend=fused with attention_dropout={m.attention_dropout}",
+            "cuDNN rounds the probability to a multiple of 1/16",
+            "--attention-backend flash, or --attention-dropout 0",
+        )
 
 
 def _length(config: Config) -> Problems:

@@ -7,12 +7,10 @@ import numpy as np
 import torch
 
 from megatron_yuyuan.config import IGNORE, Config
+from megatron_yuyuan.kernels import Kernels
 from megatron_yuyuan.parallel import mesh as mesh_module
-from megatron_yuyuan.parallel.plan import build_stages
 from megatron_yuyuan.train.loop import Trainer
-from megatron_yuyuan.train.loss_scale import LossScale
-from megatron_yuyuan.train.optimizer import build_optimizer
-from megatron_yuyuan.train.state import TrainState
+from megatron_yuyuan.train.state import build_state
 
 TINY = Config().replace(
     num_layers=8,
@@ -97,12 +95,10 @@ class RandomText:
         return tokens, labels
 
 
-def build_trainer(config: Config) -> Trainer:
+def build_trainer(config: Config, kernels: Kernels | None = None) -> Trainer:
     """A trainer on the ranks of the process group that is there."""
     mesh = mesh_module.start(config.parallel)
-    stages = build_stages(config, mesh)
-    optimizer, scale = build_optimizer(stages, config.optimizer), LossScale(config.training)
-    return Trainer(config, TrainState(stages, optimizer, mesh, scale))
+    return Trainer(config, build_state(config, mesh, kernels))
 
 
 def largest_difference(

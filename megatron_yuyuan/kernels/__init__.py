@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from megatron_yuyuan.kernels import reference
+from megatron_yuyuan.kernels.adamw import AdamW
 from megatron_yuyuan.kernels.mask import DropoutMask
 from megatron_yuyuan.kernels.vocabulary import VocabularyRows
 
@@ -28,4 +29,5 @@ class Kernels:
     cross_entropy: Callable[[Tensor, Tensor, VocabularyRows], tuple[Tensor, Tensor]] = (
         reference.cross_entropy
     )
+    adamw: type[AdamW] = AdamW
     causal_softmax: Callable[[Tensor, float], Tensor] = reference.causal_softmax

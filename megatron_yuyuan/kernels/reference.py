@@ -25,9 +25,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
     return F.layer_norm(x, weight.shape, weight, bias, epsilon)
 
 
-def norm_beside(
-    x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
-) -> tuple[Tensor, Tensor]:
+def norm_beside(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """(x, layer_norm(x)), both (B, T, C): x goes on beside its norm, as a residual stream does.
 
     One call because the gradients of both can be added in the pass that computes the norm's.
@@ -46,9 +44,7 @@ def dropout(x: Tensor, mask: DropoutMask | None) -> Tensor:
     return x if mask is None else mask.apply(x.float()).to(x.dtype)
 
 
-def bias_dropout_add(
-    x: Tensor, bias: Tensor, residual: Tensor, mask: DropoutMask | None
-) -> Tensor:
+def bias_dropout_add(x: Tensor, bias: Tensor, residual: Tensor, mask: DropoutMask | None) -> Tensor:
     """residual + dropout(x + bias). x, residual, return (B, T, C); bias (C,)."""
     branch = x.float() + bias.float()
     if mask is not None:

@@ -254,7 +254,7 @@ class GPT2(nn.Module):
     def __init__(self, config: ModelConfig, seed: int = 0, kernels: Kernels | None = None):
         super().__init__()
         kernels = kernels or Kernels()
-        self.config = config
+        self.config, self.kernels = config, kernels
         self.wte: nn.Module | None = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.wpe: nn.Module | None = nn.Embedding(
             config.max_position_embeddings, config.hidden_size

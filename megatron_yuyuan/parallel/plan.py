@@ -6,6 +6,7 @@ from torch import nn
 from torch.distributed.tensor import Shard
 
 from megatron_yuyuan.config import Config
+from megatron_yuyuan.kernels import Kernels
 from megatron_yuyuan.model.gpt2 import GPT2, initial_values
 from megatron_yuyuan.model.recomputation import Recomputation
 from megatron_yuyuan.parallel.cross_entropy import VocabParallelHead
@@ -44,21 +45,25 @@ BLOCK_PLAN = {
 replaces."""
 
 
-def build_stages(config: Config, mesh: Mesh) -> list[GPT2]:
-    """This rank's stages of the model, in order, divided over all axes and initialised.
+def build_stages(config: Config, mesh: Mesh, kernels: Kernels | None = None) -> list[GPT2]:
+    """This rank's stages of the model, in order, divided over all axes and initialised. Without
+    `kernels` they compute with the reference.
 
     Built on the meta device, cut to the stage's layers, its layers exchanged for tensor-parallel
     ones, then one unit at a time given memory, filled, and divided over the data axis: a rank never
     holds more than its own part and one unit's tensor slice.
     """
     plan = plan_stages(config)
-    return [build_stage(config, mesh, plan, s) for s in plan.of_rank(mesh.rank("pipeline"))]
+    mine = plan.of_rank(mesh.rank("pipeline"))
+    return [build_stage(config, mesh, plan, stage, kernels) for stage in mine]
 
 
-def build_stage(config: Config, mesh: Mesh, plan: StagePlan, stage: int) -> GPT2:
+def build_stage(
+    config: Config, mesh: Mesh, plan: StagePlan, stage: int, kernels: Kernels | None = None
+) -> GPT2:
     """One of them."""
     with torch.device("meta"):
-        model = GPT2(config.model, config.training.seed)
+        model = GPT2(config.model, config.training.seed, kernels)
     keep_stage(model, plan, stage)
     parallel = config.parallel
     again = (parallel.recomputed, parallel.recompute_method, parallel.recompute_num_layers)

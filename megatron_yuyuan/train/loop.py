@@ -14,12 +14,7 @@ from megatron_yuyuan.kernels.philox import name_key
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.pipeline import Pipeline
-from megatron_yuyuan.train.optimizer import (
-    clip_coefficient,
-    gradient_norm,
-    scale_gradients,
-    sum_tied_gradients,
-)
+from megatron_yuyuan.train.optimizer import clip_coefficient, gradient_norm, sum_tied_gradients
 from megatron_yuyuan.train.schedule import batch_size, learning_rate, train_iterations
 from megatron_yuyuan.train.spikes import WINDOW, is_spike
 from megatron_yuyuan.train.state import TrainState
@@ -86,7 +81,8 @@ class Trainer:
         if self.mesh.size("tensor") > 1:  # one copy decides for all, whatever their last bit
             dist.broadcast(loss, group=self.mesh.group("tensor"), group_src=0)
         sum_tied_gradients(self.state.stages, self.mesh)
-        return loss.item() / scale, gradient_norm(self.state.stages, self.mesh).item() / scale
+        norm = gradient_norm(self.state.stages, self.state.optimizer, self.mesh)
+        return loss.item() / scale, norm.item() / scale
 
     def step(self, dataset: Dataset) -> dict:
         """Take one optimizer step, or pass over it; return its figures, with `reason` and `samples`
@@ -171,10 +167,9 @@ class Trainer:
         """Clip the gradient, whose norm is known, take the loss scale out of it, and take the
         optimizer's step."""
         clipped = clip_coefficient(norm, self.config.optimizer.clip_grad)
-        scale_gradients(self.state.stages, clipped / scale)
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
-        self.state.optimizer.step()
+        self.state.optimizer.update(clipped / scale)
         self.state.optimizer_steps += 1
 
     def evaluate(self, dataset: Dataset) -> dict:

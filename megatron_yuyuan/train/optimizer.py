@@ -1,27 +1,26 @@
 """AdamW over divided parameters, and the gradient norm over the whole mesh."""
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_yuyuan.config import OptimizerConfig
+from megatron_yuyuan.kernels.adamw import AdamW
 from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.parallel.mesh import Mesh
 
 
-def build_optimizer(stages: list[GPT2], optimizer: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101); matrices are decayed, biases and LayerNorm (one dim) are not."""
+def build_optimizer(stages: list[GPT2], optimizer: OptimizerConfig) -> AdamW:
+    """The AdamW of the stages' kernels; matrices are decayed, biases and LayerNorm (one dim) are not."""
     parameters = [p for stage in stages for p in stage.parameters()]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": optimizer.weight_decay},
         {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    return stages[0].kernels.adamw(
         groups,
         lr=optimizer.lr,
         betas=(optimizer.adam_beta1, optimizer.adam_beta2),
         eps=optimizer.adam_eps,
-        fused=True,
     )
 
 
@@ -36,43 +35,33 @@ def sum_tied_gradients(stages: list[GPT2], mesh: Mesh) -> None:
         dist.all_reduce(copies[0], group=mesh.tied_group)
 
 
-def gradient_norm(stages: list[GPT2], mesh: Mesh) -> Tensor:
+def gradient_norm(stages: list[GPT2], optimizer: AdamW, mesh: Mesh) -> Tensor:
     """The 2-norm of the gradient of the whole model, () float64, the same on every rank.
 
     Every element counts once: of a replicated gradient the first copy, of the tied embedding the
-    first stage's. Within a row float32 is exact enough; a float64 copy of all elements would take
-    longer than the optimizer's step.
+    first stage's.
     """
-    total = torch.zeros((), dtype=torch.float64, device=mesh.device)
-    for stage in stages:
-        for name, parameter in stage.named_parameters():
-            if not (name == "wte.weight" and stage.wpe is None):
-                rows = torch.linalg.vector_norm(_own_elements(parameter), dim=-1)
-                total += rows.double().square().sum()
+    counted = [
+        parameter
+        for stage in stages
+        for name, parameter in stage.named_parameters()
+        if is_first_copy(parameter) and not (name == "wte.weight" and stage.wpe is None)
+    ]
+    total = optimizer.squared_norm(counted).to(mesh.device)
     dist.all_reduce(total)
     return total.sqrt()
 
 
-def _own_elements(parameter: nn.Parameter) -> Tensor:
-    """This rank's part of a gradient, or nothing where another rank's copy is the one that
-    counts."""
+def is_first_copy(parameter: nn.Parameter) -> bool:
+    """Whether no rank before this one holds the same part of a gradient."""
     gradient = parameter.grad
     place = gradient.device_mesh.get_coordinate()
-    copies = [
+    return not any(
         place[i] for i, placement in enumerate(gradient.placements) if placement.is_replicate()
-    ]
-    return gradient.to_local() if not any(copies) else gradient.to_local()[:0]
+    )
 
 
 def clip_coefficient(norm: float, largest: float) -> float:
     """What a gradient of this norm is multiplied by so that its norm is `largest` at most. largest 0:
     it is never clipped."""
     return largest / norm if largest and norm > largest else 1.0
-
-
-@torch.no_grad()
-def scale_gradients(stages: list[GPT2], coefficient: float) -> None:
-    """Multiply every gradient by a number."""
-    if coefficient != 1.0:
-        gradients = [p.grad.to_local() for stage in stages for p in stage.parameters()]
-        torch._foreach_mul_(gradients, coefficient)

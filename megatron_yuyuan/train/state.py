@@ -6,9 +6,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from megatron_yuyuan.config import Config
+from megatron_yuyuan.kernels import Kernels
+from megatron_yuyuan.kernels.adamw import AdamW
 from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.parallel.mesh import Mesh
+from megatron_yuyuan.parallel.plan import build_stages
 from megatron_yuyuan.train.loss_scale import LossScale
+from megatron_yuyuan.train.optimizer import build_optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -20,7 +25,7 @@ class TrainState:
 
     stages: list[GPT2]
     """This rank's pipeline stages, divided; one under 1F1B."""
-    optimizer: torch.optim.AdamW
+    optimizer: AdamW
     mesh: Mesh
     loss_scale: LossScale
     iteration: int = 0
@@ -67,7 +72,8 @@ class TrainState:
         """
         state = self.optimizer.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), device=parameter.device)  # fused AdamW wants it there
+            beside = self.optimizer.defaults["fused"]  # torch's fused AdamW reads it on the device
+            state["step"] = torch.zeros((), device=parameter.device if beside else "cpu")
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state
@@ -94,6 +100,14 @@ class TrainState:
         for name in ("skipped_iterations", "recent_losses", "evaluation_due"):
             setattr(self, name, document.get(name, getattr(self, name)))
         self.loss_scale.load_state_dict(document.get("loss_scale", {}))
+
+
+def build_state(config: Config, mesh: Mesh, kernels: Kernels | None = None) -> TrainState:
+    """A state before its first step: this rank's stages, initialised, with nothing in their optimizer.
+    Without `kernels` it computes with the reference."""
+    stages = build_stages(config, mesh, kernels)
+    optimizer = build_optimizer(stages, config.optimizer)
+    return TrainState(stages, optimizer, mesh, LossScale(config.training))
 
 
 def named_parameters(stages: list[GPT2]) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -9,6 +9,7 @@ from pairs import pairs_of, possible_rows, read_table, values
 from tiny import RandomText, build_trainer
 from trajectory import figures_of_five_steps
 
+from megatron_yuyuan.config import ParallelConfig
 from megatron_yuyuan.parallel import mesh as mesh_module
 
 BOUND = 1e-5
@@ -20,11 +21,24 @@ AT_ONCE = 24
 
 
 def trajectories(choices: list[dict[str, str]]) -> list[list[float]]:
-    """Five steps of each, on meshes that are made once: groups take longer to make than to use."""
-    mesh_module.start = cache(mesh_module.start)
+    """Five steps of each, on meshes that are made once: groups take longer to make than to use, and each
+    of gloo's wakes its thread a hundred times a second."""
+    start = cache(mesh_module.start)
+    mesh_module.start = lambda parallel: start(of_the_mesh(parallel))
     return [
         figures_of_five_steps(build_trainer(configured(choice)), RandomText()) for choice in choices
     ]
+
+
+def of_the_mesh(parallel: ParallelConfig) -> ParallelConfig:
+    """What a mesh is made from, all else at its default."""
+    names = [
+        *("tensor_model_parallel_size", "pipeline_model_parallel_size", "device"),
+        *("data_parallel_sharding_strategy", "num_distributed_optimizer_instances"),
+    ]
+    if parallel.pipeline_schedule == "ZBVZeroBubble":
+        names.append("pipeline_schedule")
+    return ParallelConfig(**{name: getattr(parallel, name) for name in names})
 
 
 def alone_for(config) -> list[float]:

@@ -155,18 +155,15 @@ class RandomText:
 
 
 def build_trainer(config: Config):
-    """Our trainer, on the ranks that were launched."""
+    """Our trainer, on the ranks that were launched, with the kernels that the configuration asks for."""
+    from megatron_yuyuan.kernels.choice import choose
     from megatron_yuyuan.parallel import mesh as mesh_module
-    from megatron_yuyuan.parallel.plan import build_stages
     from megatron_yuyuan.train.loop import Trainer
-    from megatron_yuyuan.train.loss_scale import LossScale
-    from megatron_yuyuan.train.optimizer import build_optimizer
-    from megatron_yuyuan.train.state import TrainState
+    from megatron_yuyuan.train.state import build_state
 
     mesh = mesh_module.start(config.parallel)
-    stages = build_stages(config, mesh)
-    optimizer, scale = build_optimizer(stages, config.optimizer), LossScale(config.training)
-    return Trainer(config, TrainState(stages, optimizer, mesh, scale))
+    kernels, _ = choose(config.parallel.kernels, mesh.device)
+    return Trainer(config, build_state(config, mesh, kernels))
 
 
 def ours(config: Config) -> Candidate:

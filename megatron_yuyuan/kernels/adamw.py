@@ -1,0 +1,42 @@
+"""AdamW over the local float32 shards of a rank: what a training step asks of its optimizer, by
+torch's operators.
+
+Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's fused AdamW; its state is `step`, `exp_avg` and `exp_avg_sq`, as ever."""
+
+    def __init__(self, groups, **settings):
+        super().__init__(groups, fused=True, **settings)
+
+    def squared_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Sum of the squares of these parameters' local gradients, () float64.
+
+        Within a row float32 is exact enough; a float64 copy of all elements would take longer than
+        the optimizer's step.
+        """
+        total = 0.0
+        for parameter in parameters:
+            rows = torch.linalg.vector_norm(local(parameter.grad), dim=-1)
+            total = total + rows.double().square().sum()
+        return torch.as_tensor(total, dtype=torch.float64)
+
+    @torch.no_grad()
+    def update(self, coefficient: float) -> None:
+        """Take a step with every gradient multiplied by `coefficient`."""
+        if coefficient != 1.0:
+            gradients = [local(p.grad) for group in self.param_groups for p in group["params"]]
+            torch._foreach_mul_(gradients, coefficient)
+        self.step()
+
+
+def local(x: Tensor) -> Tensor:
+    """What this rank holds of a tensor, divided or not."""
+    return x.to_local() if hasattr(x, "to_local") else x

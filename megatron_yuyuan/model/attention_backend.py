@@ -1,0 +1,103 @@
+"""The two ways to attention, softmax(Q K^T / sqrt(D)) V: fused, where torch's
+`scaled_dot_product_attention` (SDPA) never stores a weight; and unfused, where all (B, N, T, S) of them
+are stored, and masks of the counter-based generator can drop some.
+
+On CUDA the body of SDPA is chosen here and never left to torch. That matters with dropout: cuDNN
+rounds its probability to a multiple of 1/16 (0.1 becomes 0.125), and whether a torch refuses to do so
+depends on its version.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from megatron_yuyuan.config import ModelConfig
+from megatron_yuyuan.kernels import Kernels
+
+CUDNN, FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
+EFFICIENT, MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
+ASKED = {"flash": FLASH, "fused": CUDNN, "efficient": EFFICIENT, "unfused": MATH}
+"""attention_backend -> SDPA's name for it."""
+CUDNN_IS_FASTER = (9, 10)
+"""Major compute capabilities (Hopper, Blackwell) where torch too tries cuDNN before flash."""
+
+
+def sdpa_backends(
+    asked: str, capability: int, dtype: torch.dtype, masked: bool, dropout: float
+) -> list[SDPBackend]:
+    """The bodies SDPA may take on a CUDA device, the first that can compute the call first.
+
+    | call                            | auto                              | unfused | the others         |
+    |---------------------------------|-----------------------------------|---------|--------------------|
+    | float32, or a mask of its own   | efficient, unfused                | unfused | efficient, unfused |
+    | half precision, with dropout    | flash, efficient, unfused         | unfused | that one alone     |
+    | half precision, without dropout | the same; on Hopper and Blackwell | unfused | that one alone     |
+    |                                 | cuDNN's before them               |         |                    |
+
+    Flash and cuDNN compute in half precision, and know the plain causal mask alone; a run that asks
+    for them makes other calls only where it generates text. capability: the device's major one.
+    """
+    if masked or dtype == torch.float32:
+        return [MATH] if asked == "unfused" else [EFFICIENT, MATH]
+    if asked in ASKED:
+        return [ASKED[asked]]
+    first = [CUDNN] if not dropout and capability in CUDNN_IS_FASTER else []
+    return [*first, FLASH, EFFICIENT, MATH]
+
+
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, asked: str
+) -> Tensor:
+    """SDPA. q, return (B, N, T, D); k, v (B, N, S, D).
+
+    mask     (1 or B, 1, T, S) bool, True where attention is allowed; None: causal, and T = S
+    dropout  probability by torch's generator
+    asked    attention_backend
+    """
+    with backends_chosen(asked, q.device, q.dtype, mask is not None, dropout):
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
+
+
+def backends_chosen(
+    asked: str, device: torch.device, dtype: torch.dtype, masked: bool, dropout: float
+) -> AbstractContextManager:
+    """Within it SDPA takes the chosen bodies, in their order. On the CPU there is nothing to choose."""
+    if device.type != "cuda":
+        return nullcontext()
+    capability, _ = torch.cuda.get_device_capability(device)
+    return sdpa_kernel(sdpa_backends(asked, capability, dtype, masked, dropout), set_priority=True)
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, kernels: Kernels) -> Tensor:
+    """softmax(Q K^T / sqrt(D)), (B, N, T, S): Megatron-LM's classic attention, in front of its dropout.
+
+        q, k  (B, N, T, D), (B, N, S, D): the queries are the last T of S tokens
+        mask  (1 or B, 1, T, S) bool, True where attention is allowed; None: causal
+
+    1 / sqrt(D) is applied in two factors: to q a power of two, which rounds nothing and keeps the
+    scores in float16's range; the rest in float32 inside the softmax.
+    """
+    root = math.sqrt(q.shape[-1])
+    power = 2.0 ** round(math.log2(root))
+    scores, scale = (q / power) @ k.transpose(-1, -2), power / root
+    if mask is None:
+        return kernels.causal_softmax(scores, scale)
+    return (scores.float() * scale).masked_fill(~mask, -math.inf).softmax(-1).to(q.dtype)
+
+
+def describe_attention(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> str:
+    """What computes attention in the steps of a run, for a person: `flash, else efficient, else
+    unfused`."""
+    if model.attention_unfused or model.attention_dropout_counted:
+        return "unfused: scores, causal softmax, values"
+    if device.type != "cuda":
+        return "scaled_dot_product_attention as torch has it on the CPU"
+    capability, _ = torch.cuda.get_device_capability(device)
+    names = {backend: name for name, backend in ASKED.items()}
+    asked, dropout = model.attention_backend, model.attention_dropout
+    chosen = sdpa_backends(asked, capability, dtype, False, dropout)
+    return ", else ".join(names[backend] for backend in chosen)

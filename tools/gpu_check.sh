@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can show, in four stages of under nine minutes each. Needs a CUDA torch and
+# nothing from the network; what is not installed (pytest, peers, compute-sanitizer) is said and left out.
+#
+#   tools/gpu_check.sh [--out FOLDER] [--only STAGE] [--device cpu]
+#
+#   build+tests  ceilings, attention's real drop rate, five steps as on the CPU, waits of the CPU in a step; the
+#                kernels built and compared at odd shapes, under compute-sanitizer too; the tests
+#   kernels      every kernel: GB/s, beside eager, torch.compile, apex and Liger
+#   training     training steps of 3.5B, 1.3B and 124M parameters, with --kernels cuda, compile, reference; a trace
+#   peers        the same beside transformers and megatron-core
+#
+# Started again it goes on where it was: FOLDER (runs/gpu_check) keeps what is measured, a log and the status of each
+# step. FOLDER/performance.md is the result as text. PYTHON names the interpreter (python3). Ends with 0, with
+# 1 if a step failed, with 75 if work is left: then start it again. --device cpu tries it all at tiny sizes.
+set -uo pipefail
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python3}
+benchmark=$root/tools/benchmark
+stages=(build+tests kernels training peers)
+out=runs/gpu_check only= device=cuda
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --out) out=${2:?--out needs a folder} ;;
+        --only) only=${2:?--only needs a stage} ;;
+        --device) device=${2:?--device needs cuda or cpu} ;;
+        *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;;
+    esac
+    shift 2
+done
+case " ${stages[*]} " in
+    *" ${only:-kernels} "*) ;;
+    *) echo "error: no stage $only; they are: ${stages[*]}" >&2; exit 2 ;;
+esac
+mkdir -p "$out/status" || exit 2
+out=$(cd "$out" && pwd)
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+worst=0
+
+# step NAME SECONDS COMMAND...: run it unless it has succeeded before; keep its output and its status.
+step() {
+    local name=$1 seconds=$2 status
+    shift 2
+    if [ "$(cat "$out/status/$name" 2>/dev/null)" = 0 ]; then
+        echo "  $name: done before"
+        return
+    fi
+    echo "  $name: at most $seconds s, log in $out/$name.log"
+    timeout --kill-after=10 "$seconds" "$@" >>"$out/$name.log" 2>&1
+    status=$?
+    [ $status = 124 ] && status=75 # out of time: what is measured is kept
+    echo $status >"$out/status/$name"
+    case $status in
+        0) ;;
+        75) echo "  $name: not finished, start again" ;;
+        *) echo "  $name: FAILED with status $status"; tail -n 5 "$out/$name.log" ;;
+    esac
+    if [ $status = 75 ]; then [ $worst = 0 ] && worst=75; elif [ $status != 0 ]; then worst=1; fi
+}
+
+has_module() { "$python" -c "import $1" >/dev/null 2>&1; }
+
+build_and_tests() {
+    step machine 130 "$python" "$benchmark/machine_gpu.py" --out "$out" --device "$device" --seconds 80
+    step parity 100 "$python" "$benchmark/kernels_gpu.py" --device "$device" \
+        --contenders "$([ "$device" = cuda ] && echo cuda || echo reference)"
+    if [ "$device" = cpu ] || ! command -v compute-sanitizer >/dev/null; then
+        echo "  memcheck, racecheck: left out, there is no compute-sanitizer for $device here"
+    else
+        for tool in memcheck racecheck; do
+            step $tool 70 compute-sanitizer --tool $tool --error-exitcode 9 \
+                "$python" "$benchmark/kernels_gpu.py" --contenders cuda
+        done
+    fi
+    if has_module pytest; then
+        echo "  tests: those marked as needing CUDA run on it, all others on the CPU, several ranks over gloo"
+        step tests 160 "$python" -m pytest -q -m "not slow" -p no:cacheprovider -c "$root/pyproject.toml" \
+            --junitxml "$out/tests.xml" "$root/tests/kernels" "$root/tests/model" \
+            "$root/tests/tools/test_gpu_check.py"
+    else
+        echo "  tests: left out, there is no pytest here"
+    fi
+}
+
+stage_kernels() {
+    step kernels 520 "$python" "$benchmark/kernels_gpu.py" --out "$out" --device "$device" --seconds 440
+}
+
+stage_training() {
+    step training 520 "$python" "$benchmark/training_gpu.py" --out "$out" --device "$device" \
+        --rows ours --profile --seconds 430
+}
+
+stage_peers() {
+    step peers 520 "$python" "$benchmark/training_gpu.py" --out "$out" --device "$device" \
+        --rows peers --seconds 430
+}
+
+for stage in "${stages[@]}"; do
+    if [ -z "$only" ] || [ "$only" = "$stage" ]; then
+        echo "$stage"
+        case $stage in
+            build+tests) build_and_tests ;;
+            *) "stage_$stage" ;;
+        esac
+    fi
+done
+"$python" "$benchmark/gpu_report.py" "$out" >"$out/performance.md"
+exit $worst
