@@ -5,7 +5,9 @@ VENV ?= .venv
 PIP_FLAGS ?=
 OUT ?= quickstart
 SYSTEM_TORCH ?=
+WORKERS ?= 2
 python = $(VENV)/bin/python
+pytest = $(python) -m pytest -n $(WORKERS) --dist loadscope --durations=20
 
 ifeq ($(SYSTEM_TORCH),)
 pins = constraints.txt
@@ -20,10 +22,10 @@ quickstart: $(VENV)/installed  ## the whole chain on the sample data, on the CPU
 	$(python) examples/quickstart.py "$(OUT)"
 
 test: $(VENV)/installed-dev  ## every test that fits in 20 minutes on two cores
-	$(python) -m pytest -m "not slow" --durations=20 $(TEST_FLAGS)
+	$(pytest) -m "not slow" $(TEST_FLAGS)
 
 test-all: $(VENV)/installed-dev  ## the longer matrices too
-	$(python) -m pytest --durations=20 $(TEST_FLAGS)
+	$(pytest) $(TEST_FLAGS)
 
 lint: $(VENV)/installed-dev
 	$(python) -m ruff check .
