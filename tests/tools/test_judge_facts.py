@@ -1,0 +1,170 @@
+"""tools/judge_facts.py: what it prints and writes, and what it refuses."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from megatron_yuyuan.checkpoint.dcp import save_checkpoint
+from megatron_yuyuan.config import Config
+from megatron_yuyuan.data.template import TEMPLATE
+from megatron_yuyuan.data.tokenizer import train_bpe
+from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+
+NAMES = ("gout", "lupus", "flu", "asthma", "croup", "mumps", "rabies", "scurvy")
+QUESTIONS = [f"Is {name} {state}?" for name in NAMES for state in ("painful", "rare", "a disease")]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A tiny random model of 64 positions, as a run directory."""
+    directory = tmp_path_factory.mktemp("run")
+    tokenizer = train_bpe((text for text in QUESTIONS * 3), 300)
+    config = Config().replace(
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        seq_length=64,
+        vocab_size=tokenizer.vocab_size,
+        init_method_std=0.3,
+    )
+    model = GPT2(config.model)
+    init_weights(model, seed=1)
+    document = {
+        "consumed_samples": 20,
+        "optimizer": False,
+        "template": TEMPLATE.to_dict(),
+        "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+        "random": {},
+        "data_order": 1,
+        "config": config.to_dict(),
+    }
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    save_checkpoint(directory, 3, tensors, document)
+    tokenizer.save(directory / "tokenizer")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def pubmedqa(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "pubmedqa.json"
+    records = {
+        str(i): {
+            "QUESTION": question,
+            "CONTEXTS": ["It was seen.", "It was painful. " * 30],
+            "final_decision": ("yes", "no", "yes", "maybe")[i % 4],
+        }
+        for i, question in enumerate([*QUESTIONS, "Gout and flu?"])
+    }
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_one_question_is_judged_and_drawn(command, run, tmp_path, capsys):
+    page = tmp_path / "new" / "gout.html"
+    command("judge_facts", "--load", run, "--question", "What causes gout?", "--answer", "salt",
+            "--alternative", "rest", "--context", "Gout.", "--html", page)  # fmt: skip
+    shown = capsys.readouterr().out
+    for text in (
+        "What causes gout?",
+        "Salt causes gout.",
+        "Salt does not cause gout.",
+        "Rest causes",
+    ):
+        assert text in shown
+    assert shown.split()[0] in ("yes", "no") and str(page) in shown
+    assert "of 200 rewritten ones judged by hand 5 were wrong (2.5%)" in shown
+    assert page.read_text().count("<p><span") == 3
+
+
+def test_cutoffs_decide(command, run, capsys):
+    said = []
+    for cutoffs in ((-99, -99), (99, 99), (-99, 99)):
+        command("judge_facts", "--load", run, "--question", QUESTIONS[0],
+                "--no-below", cutoffs[0], "--yes-above", cutoffs[1])  # fmt: skip
+        said.append(capsys.readouterr().out.split()[0])
+    assert said == ["yes", "no", "unsure"]
+
+
+def test_pubmedqa_is_reported_in_both_settings(command, run, pubmedqa, capsys):
+    command("judge_facts", "--load", run, "--pubmedqa", pubmedqa)
+    shown = capsys.readouterr().out
+    for text in ("closed-book", "reasoning-required", "majority baseline", "macro-F1",
+                 "24 of 25 questions rewritten", "24 contexts cut"):  # fmt: skip
+        assert text in shown
+    command("judge_facts", "--load", run, "--pubmedqa", pubmedqa, "--json")
+    both = json.loads(capsys.readouterr().out)
+    assert list(both) == ["closed-book", "reasoning-required"]
+    margins = [[one["margin"] for one in part["verdicts"]] for part in both.values()]
+    assert margins[0][-1] is None and margins[0][0] != margins[1][0]
+    low, high = both["closed-book"]["report"]["interval"]
+    assert low <= both["closed-book"]["report"]["accuracy"] <= high
+
+
+def test_a_run_and_its_export_judge_alike(command, run, pubmedqa, tmp_path, capsys):
+    command("convert_checkpoint", "--to", "hf", "--load", run, "--save", tmp_path / "hf")
+    found = []
+    for load in (run, tmp_path / "hf"):
+        capsys.readouterr()
+        command("judge_facts", "--load", load, "--pubmedqa", pubmedqa, "--limit", 6,
+                "--setting", "closed-book", "--json")  # fmt: skip
+        verdicts = json.loads(capsys.readouterr().out)["closed-book"]["verdicts"]
+        found.append([one["margin"] for one in verdicts])
+    assert found[0] == pytest.approx(found[1], abs=1e-5) and len(set(found[0])) == 6
+
+
+def test_a_file_without_labels_has_verdicts_and_no_report(command, run, tmp_path, capsys):
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps({"question": text}) + "\n" for text in QUESTIONS[:3]))
+    command("judge_facts", "--load", run, "--questions", path)
+    shown = capsys.readouterr().out
+    assert "majority" not in shown and "3 of 3 questions rewritten" in shown
+    assert all(text in shown for text in QUESTIONS[:3])
+
+
+def test_what_cannot_be_judged_is_refused(refused, run, pubmedqa, tmp_path):
+    (tmp_path / "blank.jsonl").write_text("\n")
+    (tmp_path / "few.jsonl").write_text(
+        '{"question": "Is gout bad?", "label": "yes", "id": "a"}\n' * 2
+    )
+    for flags, message in (
+        (("--question", "Gout and flu?"), "cannot turn 'Gout and flu?'"),
+        (("--question", f"Is gout {'very ' * 90}bad?"), "the model scores 1 to 63 at once"),
+        (("--questions", tmp_path / "missing.jsonl"), "cannot read"),
+        (("--questions", tmp_path / "blank.jsonl"), "no question in"),
+        (("--questions", tmp_path / "few.jsonl"), "cannot be divided"),
+        (("--pubmedqa", tmp_path / "few.jsonl"), "is no PubMedQA file"),
+    ):
+        assert message in refused("judge_facts", "--load", run, *flags)
+    assert "no checkpoint in" in refused(
+        "judge_facts", "--load", tmp_path, "--question", QUESTIONS[0]
+    )
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ((), "required"),
+        (("--question", "x", "--pubmedqa", "y"), "not allowed"),
+        (("--questions", "x", "--answer", "y"), "belong to --question"),
+        (("--question", "x", "--no-below", "1"), "--no-below is at most --yes-above"),
+        (("--questions", "x", "--limit", "-1"), "--limit is a number"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(refused, flags, message):
+    assert message in refused("judge_facts", "--load", "a", *flags)
+
+
+def test_help_imports_no_torch(repository, tmp_path):
+    tool = repository / "tools" / "judge_facts.py"
+    (tmp_path / "torch.py").write_text("raise AssertionError('torch was imported')\n")
+    shown = subprocess.run(
+        [sys.executable, tool, "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": f"{tmp_path}:{repository}", "PATH": ""},
+    )
+    assert shown.returncode == 0 and "--pubmedqa" in shown.stdout, shown.stderr
