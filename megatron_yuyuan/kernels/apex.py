@@ -6,6 +6,7 @@ another project; it is recognised by what it lacks, and refused.
 
 import importlib
 import importlib.util
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,11 +27,13 @@ EXTENSIONS = ("fused_layer_norm_cuda", "amp_C")
 
 def require() -> None:
     """Refuse to go on without the real apex, CUDA extensions included. Raises KernelsError."""
-    if importlib.util.find_spec("apex") is None:
+    found = importlib.util.find_spec("apex")  # imports nothing: the other project's needs Pyramid
+    if found is None:
         raise KernelsError(
             "kernels=apex, but there is no apex", "it is built from its source", BUILD
         )
-    if importlib.util.find_spec("apex.normalization") is None:
+    folders = found.submodule_search_locations or ()
+    if not any((Path(folder) / "normalization").is_dir() for folder in folders):
         raise KernelsError(
             "kernels=apex, but the apex that is installed is not NVIDIA's",
             "PyPI has another project of that name, without apex.normalization",
@@ -90,11 +93,15 @@ class ApexAdamW(FusedAdamW):
     def update(self, coefficient: float) -> None:
         """Take a step with every gradient multiplied by `coefficient`."""
         for group in self.param_groups:
+            held = [p for p in group["params"] if local(p).numel()]  # apex takes no empty shard
             states = [self._moments(parameter) for parameter in group["params"]]
             tensors = {
-                "gradients": [local(parameter.grad) for parameter in group["params"]],
-                "parameters": [local(parameter) for parameter in group["params"]],
-                **{name: [local(s[name]) for s in states] for name in ("exp_avg", "exp_avg_sq")},
+                "gradients": [local(parameter.grad) for parameter in held],
+                "parameters": [local(parameter) for parameter in held],
+                **{
+                    name: [local(self._moments(p)[name]) for p in held]
+                    for name in ("exp_avg", "exp_avg_sq")
+                },
             }
             torch._foreach_mul_(tensors["gradients"], coefficient)
             torch._foreach_add_([state["step"] for state in states], 1)

@@ -39,9 +39,12 @@ class FusedAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def update(self, coefficient: float) -> None:
         """Take a step with every gradient multiplied by `coefficient`, after `squared_norm` of the same
-        gradients: the device has their table already and waits for nothing but the launch."""
+        gradients: their table is on the device already. Nothing changes where it is not finite, but
+        that `step` counts the step."""
         table, self._table = self._table, None
-        first = self.param_groups[0]
+        first, *others = self.param_groups
+        if any(group[name] != first[name] for group in others for name in ("lr", "betas", "eps")):
+            raise ValueError("groups may differ in weight_decay alone: one launch takes them all")
         steps = [self._moments(p)["step"] for group in self.param_groups for p in group["params"]]
         torch._foreach_add_(steps, 1)
         taken, (beta_1, beta_2) = int(steps[0]), first["betas"]
@@ -96,7 +99,8 @@ def pieces(
     rows = np.zeros(len(starts), ROW)
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32 or not tensor.is_contiguous():
-            raise ValueError(f"{name} is {tensor.dtype} with strides {tensor.stride()}")
+            shape = tuple(tensor.shape)
+            raise ValueError(f"{name} {shape} is {tensor.dtype} with strides {tensor.stride()}")
         rows[name] = tensor.data_ptr() + 4 * starts
     rows["count"] = np.minimum(size - starts, PIECE)
     rows["weight_decay"], rows["counted"] = weight_decay, counted

@@ -10,6 +10,9 @@ from megatron_yuyuan.kernels import Kernels, VocabularyRows
 LOGITS_AT_A_TIME = 1 << 24
 """Logits that the loss holds at once, 64 MiB in float32: large enough for the matrix products to run
 at full speed, small beside the activations of a layer."""
+LOGITS_ON_CUDA = 1 << 27
+"""The same there, 256 MiB in half precision: each chunk reads the head's weight and adds to its
+gradient, which a GPU waits for unless the chunk is long."""
 TILE = 64
 """Tokens of a long chunk are a multiple of this: matrix products work in tiles."""
 
@@ -55,7 +58,7 @@ def linear_cross_entropy(
         labels  (B, T)   int64, IGNORE where nothing is learned
         return  (1,) float32; its gradient reaches x through the rows held here alone
 
-    No more than LOGITS_AT_A_TIME of the B T R logits exist at any time.
+    No more than LOGITS_AT_A_TIME (LOGITS_ON_CUDA) of the B T R logits exist at any time.
     """
     return _LinearCrossEntropy.apply(x, weight, labels, rows, kernels, torch.is_grad_enabled())
 
@@ -68,8 +71,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     weight that the loss turns out to have. Three matrix products, as without chunks. Source: Hsu et
     al. 2024, arXiv:2410.10989, section 3.2; over the ranks: arXiv:1909.08053, section 3.
 
-    Logits and softmax are float32 whatever the dtype of x; so is the sum over chunks of the weight's
-    gradient.
+    Logits have the dtype of x; what is computed from them is float32, and so is the sum over chunks of
+    the weight's gradient.
     """
 
     @staticmethod
@@ -79,7 +82,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if learning:
             hidden_gradient = torch.empty_like(hidden)
             weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
-        length = _chunk_length(len(weight))
+        length = _chunk_length(len(weight), LOGITS_ON_CUDA if x.is_cuda else LOGITS_AT_A_TIME)
         memory = hidden.new_empty(min(length, len(hidden)), len(weight))  # of each chunk in turn
         for start in range(0, len(hidden), length):
             part = slice(start, start + length)
@@ -105,17 +108,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _chunk_length(columns: int) -> int:
-    """Tokens whose logits are within LOGITS_AT_A_TIME: one at least, whole TILEs if that many."""
-    length = max(1, LOGITS_AT_A_TIME // columns)
+def _chunk_length(columns: int, limit: int) -> int:
+    """Tokens whose logits are within the limit: one at least, whole TILEs if that many."""
+    length = max(1, limit // columns)
     return length - length % TILE if length > TILE else length
 
 
 def _add_product(result: Tensor, a: Tensor, b: Tensor) -> None:
-    """result (float32) += a b, summed in float32. a may be more exact than b."""
+    """result (float32) += a b. a may be more exact than b."""
     if b.is_cuda and b.dtype != torch.float32:
         result += torch.mm(a.to(b.dtype), b, out_dtype=torch.float32)
-    elif b.dtype == torch.bfloat16:
+    elif b.dtype == torch.bfloat16:  # the CPU's product is rounded to it
         result += a.to(b.dtype) @ b
     else:  # float16: a sum over tokens is outside its range
         result.addmm_(a.float(), b.float())

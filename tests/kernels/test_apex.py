@@ -39,7 +39,7 @@ NVIDIAS = {
     "fused_layer_norm_cuda.py": "",
     "amp_C.py": AMP_C,
 }
-PYPIS = {"apex/__init__.py": "'''A web authentication toolkit.'''"}
+PYPIS = {"apex/__init__.py": "from pyramid.session import UnencryptedCookieSessionFactoryConfig"}
 
 
 @pytest.fixture

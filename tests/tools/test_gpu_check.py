@@ -165,6 +165,25 @@ def test_a_wrong_result_is_a_failure_to_the_end(benchmark, tmp_path):
         assert end.value.code == "wrong results: gelu"
 
 
+def test_kernels_that_cannot_be_had_on_a_gpu_fail_the_stage_and_are_measured_again(
+    benchmark, tmp_path, monkeypatch
+):
+    gpu_measure = benchmark("gpu_measure")
+    monkeypatch.setattr(gpu_measure, "free_memory", lambda device: None)
+    path, gpu = tmp_path / "rows.json", torch.device("cuda")
+
+    def unbuilt():
+        raise KernelsError("no nvcc", "why", "try")
+
+    first = gpu_measure.Results(path, gpu, 60)
+    first.measure("gelu, apex", unbuilt)
+    first.finish()
+    first.measure("gelu, cuda", unbuilt)
+    with pytest.raises(SystemExit, match="wrong results: gelu, cuda"):
+        first.finish()
+    assert list(gpu_measure.Results(path, gpu, 60).rows) == ["gelu, apex"]
+
+
 # Kernels.
 
 
@@ -242,13 +261,11 @@ def test_a_rounded_drop_rate_is_seen(benchmark, monkeypatch):
 
 @pytest.mark.parametrize(("factor", "agrees"), [(1.0, True), (1.02, False)])
 def test_five_steps_see_a_wrong_kernel(benchmark, training_gpu, monkeypatch, factor, agrees):
-    def chosen(name, device):
-        wrong = Kernels(bias_gelu=lambda x, bias: factor * reference.bias_gelu(x, bias))
-        return (wrong if name == "auto" else Kernels()), name
-
-    monkeypatch.setattr(choice, "choose", chosen)
+    wrong = Kernels(bias_gelu=lambda x, bias: factor * reference.bias_gelu(x, bias))
+    turns = iter((Kernels(), wrong))  # the reference on the CPU, then ours
+    monkeypatch.setattr(choice, "choose", lambda name, device: (next(turns), name))
     row = benchmark("machine_gpu").five_steps(CPU)
-    assert row["agrees"] is agrees and len(row["auto"]) == 5
+    assert row["agrees"] is agrees and len(row["ours"]) == 5
     assert row["reference"][0] != row["reference"][-1]
 
 

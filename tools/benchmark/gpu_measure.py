@@ -15,9 +15,12 @@ from pathlib import Path
 
 import torch
 
-FLUSHED = 1 << 30
-"""Bytes written between two repetitions: many times any L2 cache, and long enough (a quarter of a
-millisecond) for the CPU to have launched the work before the GPU begins it."""
+from megatron_yuyuan.errors import KernelsError
+
+FLUSHED = 1 << 28
+"""Bytes written between two repetitions: several times any L2 cache."""
+HEAD_START = 4_000_000
+"""Cycles, about two milliseconds, that the GPU waits before a repetition: the CPU has launched it by then."""
 COPIED = 1 << 30
 """Bytes of the tensor whose copy gives the bandwidth."""
 PEERS = ("transformers", "megatron-core", "apex", "liger-kernel", "triton")
@@ -29,7 +32,8 @@ class Results:
     """The rows of one stage, in a JSON file that is replaced after every row.
 
     A row that is in the file is not measured again, so a stage that was cut off goes on where it was.
-    A row that fails says why: it is a result too.
+    A row that fails says why: it is a result too, unless it fails because our kernels cannot be had on
+    the GPU. Then the stage fails, and measures it again.
     """
 
     def __init__(self, path: Path, device: torch.device, seconds: float):
@@ -37,7 +41,8 @@ class Results:
         self._end = time.monotonic() + seconds
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         self.about: dict = known.get("about", {})
-        self.rows: dict[str, dict] = known.get("rows", {})
+        rows = known.get("rows", {}).items()
+        self.rows: dict[str, dict] = {name: row for name, row in rows if not is_unbuilt(row)}
         self.left: list[str] = []
         """Rows for which there was no time."""
 
@@ -52,8 +57,15 @@ class Results:
         try:
             self.rows[name] = work()
         except Exception as error:
-            broken = "CUDA error" in str(error)  # nothing more can be computed by this process
+            # torch's word and our launchers': nothing more can be computed by this process
+            broken = "CUDA error" in str(error) or "cudaError" in str(error)
             self.rows[name] = {"not_measured": _reason(error)}
+            if (
+                isinstance(error, KernelsError)
+                and self.device.type == "cuda"
+                and "apex" not in name
+            ):
+                self.rows[name]["agrees"] = False  # ours are what this is about
         self.save()
         print(f"{name}: {json.dumps(self.rows[name])}", flush=True)
         if broken:
@@ -80,6 +92,11 @@ class Results:
         wrong = [name for name, row in self.rows.items() if not row.get("agrees", True)]
         if wrong:
             raise SystemExit(f"wrong results: {', '.join(wrong)}")
+
+
+def is_unbuilt(row: dict) -> bool:
+    """Whether a row says that there were no kernels to measure."""
+    return "not_measured" in row and not row.get("agrees", True)
 
 
 def _reason(error: Exception) -> str:
@@ -112,6 +129,7 @@ def median_seconds(
     ]
     for begin, end in events:
         flushed.zero_()
+        torch.cuda._sleep(HEAD_START)
         begin.record()
         work()
         end.record()

@@ -5,7 +5,7 @@ r"""What a GPU can do, and what torch does on it, before anything of ours is tim
     copy, matmul       the ceilings: bandwidth of a copy, bfloat16 products of 8192 and of the 3.5B model
     attention          SDPA at the model's shape, every body, forward and backward, and the share of weights
                        that it really drops when asked for 0.1
-    five steps         a small model's losses in float32 with --kernels auto, beside the CPU's reference
+    five steps         a small model's losses in float32 with --kernels cuda, beside the CPU's reference
     synchronisations   how often the CPU waits for the GPU inside one training step, and where
 
 Rows that are in FOLDER are not measured again. With --device cpu everything runs at a tiny size, to try it.
@@ -134,7 +134,7 @@ def torchs_choice(device) -> dict:
 def five_steps(device) -> dict:
     """Losses of a small model with dropout by the counter, whose masks no device changes."""
     from training_cpu import build_trainer
-    from training_gpu import Row, random_text
+    from training_gpu import Row, ours_on, random_text
 
     from megatron_yuyuan.parallel import mesh
 
@@ -142,12 +142,15 @@ def five_steps(device) -> dict:
         hidden_dropout=0.1, bf16=False, init_method_std=0.2, lr=1e-2
     )
     losses = {}
-    for where, kernels in (("cpu", "reference"), (device.type, "auto")):
+    for name, where, kernels in (
+        ("reference", "cpu", "reference"),
+        ("ours", device.type, ours_on(device)),
+    ):
         mesh.stop()  # gloo carries the CPU's collectives, nccl the GPU's
         trainer = build_trainer(config.replace(device=where, kernels=kernels))
-        losses[kernels] = [trainer.step(random_text(config))["lm_loss"] for _ in range(5)]
+        losses[name] = [trainer.step(random_text(config))["lm_loss"] for _ in range(5)]
     mesh.stop()
-    pairs = zip(losses["auto"], losses["reference"], strict=True)
+    pairs = zip(losses["ours"], losses["reference"], strict=True)
     largest = max(abs(a / b - 1) for a, b in pairs)
     return {**losses, "largest_difference": largest, "agrees": largest <= LOSSES_AGREE}
 
@@ -155,9 +158,10 @@ def five_steps(device) -> dict:
 def synchronisations(device) -> dict:
     """Waits of the CPU in a step of 8 micro batches, after those that do not count."""
     import torch
-    from training_gpu import WARM_UP, Row, build
+    from training_gpu import WARM_UP, Row, build, ours_on
 
-    row = Row("124m", "auto", 8) if device.type == "cuda" else Row("tiny", "auto", 1)
+    size, samples = ("124m", 8) if device.type == "cuda" else ("tiny", 1)
+    row = Row(size, ours_on(device), samples)
     step = build(row, device)
     for number in range(WARM_UP):
         step(number)
