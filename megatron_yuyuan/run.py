@@ -16,6 +16,7 @@ from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
 from megatron_yuyuan.exit_report import exit_reported, forget_exit, stopped
 from megatron_yuyuan.introduction import introduce_plan, introduce_state
+from megatron_yuyuan.kernels import Kernels
 from megatron_yuyuan.kernels.choice import choose
 from megatron_yuyuan.log import Log, MegatronLines
 from megatron_yuyuan.model.attention_backend import describe_attention
@@ -72,7 +73,7 @@ def run(config: Config, samples) -> None:
     try:
         log = open_log(config, mesh)
         introduce_plan(config, mesh, training_set, validation_set, log)
-        kernels, chosen = choose(config.parallel.kernels, mesh.device)
+        kernels, chosen = choose_alike(config.parallel.kernels, mesh)
         attention = describe_attention(config.model, compute_dtype(config.training), mesh.device)
         log.line(f"kernels: {chosen}; attention: {attention}")
         state = build_state(config, mesh, kernels)
@@ -95,6 +96,14 @@ def run(config: Config, samples) -> None:
                 raise stopped(stop, config.checkpoint, state)
     finally:
         mesh_module.stop()
+
+
+def choose_alike(name: str, mesh: Mesh) -> tuple[Kernels, str]:
+    """The kernels of --kernels, the same on every rank, and what to say of them. Raises KernelsError."""
+    kernels, chosen = choose(name, mesh.device)
+    if name == "auto" and not mesh.all_agree(kernels != Kernels()) and kernels != Kernels():
+        return Kernels(), "reference, because not every rank can build the CUDA kernels"
+    return kernels, chosen
 
 
 def load_into(state: TrainState, origin: Origin, checkpoint: CheckpointConfig, log: Log) -> None:

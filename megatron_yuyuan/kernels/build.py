@@ -58,7 +58,7 @@ def built(target: Target, cache: Path, sources: Path = SOURCES) -> Path:
     """The folder with the kernels' library and its binding, built now if need be. Raises
     KernelsError."""
     prebuilt = INSTALLED / compilers.library_name(target, sources)
-    entry = cache / _key(target, sources, prebuilt.exists())
+    entry = cache / _key(target, sources)
     if entry.exists():
         return entry
     try:
@@ -83,13 +83,12 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _key(target: Target, sources: Path, is_prebuilt: bool) -> str:
-    """A name for everything that decides what is built: sources, flags, torch, compilers."""
-    tools = ["g++"] if is_prebuilt else ["g++", target.compiler]
-    versions = [compilers.run([compilers.find(tool), "--version"]) for tool in tools]
+def _key(target: Target, sources: Path) -> str:
+    """A name for what decides whether a build serves: sources, flags, torch. Not the compilers: a node
+    without any can use what another one built."""
     binding = (*compilers.BINDING_FLAGS, *target.binding_flags, torch.__version__)
     code = (sources / "binding.cpp").read_bytes()
-    return compilers.digest(compilers.library_name(target, sources), *binding, code, *versions)
+    return compilers.digest(compilers.library_name(target, sources), *binding, code)
 
 
 def _build(target: Target, entry: Path, sources: Path, prebuilt: Path) -> None:

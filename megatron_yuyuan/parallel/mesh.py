@@ -92,6 +92,12 @@ class Mesh:
         """True on global rank 0, which speaks and writes for all."""
         return dist.get_rank() == 0
 
+    def all_agree(self, yes: bool) -> bool:
+        """Whether every rank of the job says yes. All must ask."""
+        votes = torch.tensor(int(yes), device=self.device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MIN)
+        return bool(votes)
+
     def describe(self) -> str:
         """`pipeline 2 x data 2 x tensor 2 on cpu over gloo`; `data 8 (replica 2 x shard 4)` where the data
         axis is neither only repeated nor only divided."""

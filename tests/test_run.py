@@ -1,0 +1,28 @@
+"""What the ranks of a run must decide alike."""
+
+import torch.distributed as dist
+from tiny import TINY
+
+from megatron_yuyuan import run
+from megatron_yuyuan.kernels import Kernels, reference
+from megatron_yuyuan.parallel import mesh as mesh_module
+
+OTHERS = Kernels(layer_norm=lambda *arguments: reference.layer_norm(*arguments))
+
+
+def kernels_of_ranks(built_on: tuple[int, ...]) -> tuple[bool, str]:
+    """Whether this rank takes the built kernels, and what is said, if those ranks could build them."""
+    mesh = mesh_module.start(TINY.parallel)
+    mine = OTHERS if dist.get_rank() in built_on else Kernels()
+    run.choose = lambda name, device: (mine, "built" if mine is OTHERS else "reference, because")
+    kernels, said = run.choose_alike("auto", mesh)
+    taken = mesh.all_agree(kernels == OTHERS)
+    assert taken or mesh.all_agree(kernels == Kernels()), "the ranks differ"
+    return taken, said
+
+
+def test_auto_takes_the_same_kernels_on_every_rank(ranks):
+    assert ranks.run(2, kernels_of_ranks, (0, 1)) == (True, "built")
+    taken, said = ranks.run(2, kernels_of_ranks, (0,))
+    assert not taken and said.startswith("reference, because not every rank")
+    assert ranks.run(2, kernels_of_ranks, (1,)) == (False, "reference, because")
