@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from megatron_yuyuan.kernels.adamw import local
 from megatron_yuyuan.kernels.operators import ops
 
-PIECE = 65536
+PIECE = 16384
 """Most elements of a piece: YUYUAN_PIECE of csrc/launchers.h."""
 ROW = np.dtype(
     [

@@ -102,6 +102,14 @@ BUGS = [
         (SHAPE, FLOAT, "forward"),
     ),
     Bug(
+        "every column sum is the first",
+        "reduce.cuh",
+        "    partial += int64_t(blockIdx.y) * blocks * columns;\n",
+        "",
+        norm,
+        (SHAPE, FLOAT, "forward"),
+    ),
+    Bug(
         "the warps' column sums are read before they are written",
         "reduce.cuh",
         "    sums[warp][lane] = sum;\n    __syncthreads();\n",

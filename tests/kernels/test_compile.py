@@ -1,14 +1,17 @@
 """The gate: nvcc compiles every kernel for both architectures without a warning, and keeps all of its
-numbers in registers."""
+numbers in registers; g++ compiles the CUDA half of the binding, which no machine without a GPU runs."""
 
 import re
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
+from megatron_yuyuan.errors import KernelsError
 from megatron_yuyuan.kernels import compilers
 
 MOST_REGISTERS = {
@@ -122,3 +125,23 @@ def test_the_gate_sees_a_spill_and_too_many_registers():
         assert_fits(spilled, 168)
     with pytest.raises(AssertionError, match="not understood"):
         usages(SPILLED.replace("spill loads", "loads"))
+
+
+def parse_binding(sources: Path) -> None:
+    """Compile the CUDA half of the binding as far as a machine without CUDA can. Raises KernelsError."""
+    flags = (*compilers.BINDING_FLAGS, *compilers.CUDA.binding_flags, "-Wall", "-Wextra", "-Werror")
+    headers = ("-isystem", str(Path(torch.__file__).parent / "include"))
+    target = ("-fsyntax-only", str(sources / "binding.cpp"))
+    compilers.run([compilers.find("g++"), *flags, *headers, *target])
+
+
+@pytest.mark.skipif(not compilers.is_there("g++"), reason="no g++ to compile the binding with")
+def test_the_binding_compiles_for_cuda(tmp_path):
+    parse_binding(compilers.SOURCES)
+    sources = shutil.copytree(compilers.SOURCES, tmp_path / "csrc")
+    tensors = sources / "tensors.h"
+    guarded = "accelerator::DeviceGuard guard;"
+    assert guarded in tensors.read_text()
+    tensors.write_text(tensors.read_text().replace(guarded, "accelerator::Guard guard;"))
+    with pytest.raises(KernelsError, match="Guard"):
+        parse_binding(sources)

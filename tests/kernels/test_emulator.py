@@ -93,7 +93,7 @@ def test_the_types_of_arguments_are_those_of_the_header():
     signatures = emulated.signatures()
     assert len(signatures) >= 14
     pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-    assert signatures["yuyuan_blocks"] == [long]
+    assert signatures["yuyuan_norm_blocks"] == [long, integer]
     assert signatures["yuyuan_bias_dropout_add"] == (
         [integer, *[pointer] * 4, emulated.Dropout, long, integer, pointer]
     )

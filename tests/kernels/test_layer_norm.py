@@ -179,9 +179,13 @@ def test_without_dropout_the_branch_has_the_gradient_of_the_sum():
     parity.assert_near(dbranch_bias, dx.double().sum(0), "dbranch_bias")
 
 
-def test_blocks_are_two_for_each_multiprocessor_and_not_more_than_rows():
+def test_blocks_are_what_a_multiprocessor_holds_and_not_more_than_rows():
+    """768 threads of up to 2,048 columns by 8 to a thread, then 512 by 16."""
+    count = emulated.kernels().yuyuan_norm_blocks
+    held = {8: 24, 264: 12, 768: 8, 1024: 6, 2048: 3, 2056: 3, 3072: 2, 4096: 2, 8192: 1}
     with emulated.schedule("forward", multiprocessors=5):
-        assert [emulated.kernels().yuyuan_blocks(rows) for rows in (0, 3, 9999)] == [0, 3, 10]
+        assert {columns: count(9999, columns) / 5 for columns in held} == held
+        assert [count(rows, 768) for rows in (0, 3)] == [0, 3]
 
 
 def test_no_rows_have_no_norm_and_no_gradient():

@@ -8,12 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 from kernels import emulated
+from kernels.seam import (
+    DEVICE,
+    EPSILON,
+    MASKS,
+    SEAM,
+    SHAPE,
+    TOLERANCE,
+    arguments,
+    assert_close,
+    some_mask,
+    tensor,
+    with_gradients,
+)
 from tiny import TINY, RandomText
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from megatron_yuyuan.config import IGNORE
-from megatron_yuyuan.kernels import DropoutMask, Kernels, VocabularyRows, build, compilers, fused
+from megatron_yuyuan.kernels import Kernels, VocabularyRows, build, compilers, fused, fused_adamw
 from megatron_yuyuan.kernels.fused_adamw import pieces
 from megatron_yuyuan.kernels.operators import SCHEMAS, ops
 from megatron_yuyuan.parallel import mesh as mesh_module
@@ -23,12 +36,6 @@ from megatron_yuyuan.train.loss_scale import LossScale
 from megatron_yuyuan.train.optimizer import build_optimizer
 from megatron_yuyuan.train.state import TrainState
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SHAPE = (2, 3, 40)
-EPSILON = 1e-5
-TOLERANCE = {torch.float32: 5e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Largest error, over the largest element of the tensor: float32's own sums, and a few roundings of what
-is stored in half precision between two kernels."""
 REFERENCE = Kernels()
 
 
@@ -56,53 +63,6 @@ def on_device(bound):
         yield
 
 
-def tensor(*shape: int, seed: int, dtype=torch.float32, scale: float = 1.0) -> Tensor:
-    generator = torch.Generator("cpu").manual_seed(seed)
-    made = torch.randn(shape, generator=generator, device="cpu") * scale
-    return made.to(DEVICE, dtype).requires_grad_()
-
-
-def some_mask(shape=SHAPE, step: int = 3) -> DropoutMask:
-    rows = torch.arange(shape[0] * shape[1]).view(shape[:2]) * 7 + (1 << 33)
-    return DropoutMask(0.3, rows, (1 << 63) + 5, step, 17)
-
-
-MASKS = {"dropped": some_mask, "kept": lambda: None}
-SEAM = {
-    "layer_norm": lambda k, x, r, a, b, c, mask: [k.layer_norm(x, a, b, EPSILON)],
-    "norm_beside": lambda k, x, r, a, b, c, mask: k.norm_beside(x, a, b, EPSILON),
-    "bias_gelu": lambda k, x, r, a, b, c, mask: [k.bias_gelu(x, a)],
-    "dropout": lambda k, x, r, a, b, c, mask: [k.dropout(x, mask)],
-    "bias_dropout_add": lambda k, x, r, a, b, c, mask: [k.bias_dropout_add(x, a, r, mask)],
-    "bias_dropout_add_norm": lambda k, x, r, a, b, c, mask: k.bias_dropout_add_norm(
-        x, a, r, mask, b, c, EPSILON
-    ),
-    "causal_softmax": lambda k, x, r, a, b, c, mask: [k.causal_softmax(x, 0.5)],
-}
-"""Every differentiable function of the seam, of a matrix, a residual, three vectors and a mask."""
-
-
-def arguments(dtype=torch.float32, shape=SHAPE) -> list[Tensor]:
-    matrices = [tensor(*shape, seed=seed, dtype=dtype, scale=2.0) for seed in (1, 2)]
-    return matrices + [tensor(shape[-1], seed=seed, dtype=dtype) for seed in (3, 4, 5)]
-
-
-def with_gradients(function, kernels: Kernels, tensors: list[Tensor], mask) -> list[Tensor]:
-    """What a function of the seam returns, and the gradients of what it depends on."""
-    results = function(kernels, *tensors, mask)
-    loss = sum((result.float() * (i + 1.5)).square().sum() for i, result in enumerate(results))
-    gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
-    return [result.detach() for result in results] + [g for g in gradients if g is not None]
-
-
-def assert_close(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    assert len(actual) == len(expected)
-    for one, other in zip(actual, expected, strict=True):
-        assert one.shape == other.shape
-        error = (one.float() - other.float()).abs().max() / other.float().abs().max()
-        assert error <= tolerance, error
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("masked", MASKS)
 @pytest.mark.parametrize("name", SEAM)
@@ -128,6 +88,18 @@ def test_gradients_where_one_of_two_results_is_used(name, used):
     tensors = arguments()
     both = [with_gradients(one, k, tensors, some_mask()) for k in (fused.KERNELS, REFERENCE)]
     assert_close([t for t in both[0] if t.any()], both[1], TOLERANCE[torch.float32])
+
+
+def test_without_dropout_branch_and_residual_have_one_gradient_that_is_written_once():
+    def gradients(mask):
+        x, residual, a, b, c = arguments()
+        results = fused.bias_dropout_add_norm(x, a, residual, mask, b, c, EPSILON)
+        return torch.autograd.grad(sum(r.square().sum() for r in results), (x, residual))
+
+    of_branch, of_residual = gradients(None)
+    assert of_branch.data_ptr() == of_residual.data_ptr()
+    of_branch, of_residual = gradients(some_mask())
+    assert not torch.equal(of_branch, of_residual)
 
 
 def test_in_float32_the_reference_and_the_kernel_drop_and_add_to_the_same_bits():
@@ -168,9 +140,6 @@ def test_cross_entropy_and_its_gradient(dtype):
 
 def test_longer_rows_than_a_kernel_takes_go_to_the_reference():
     """Asked all the same, it fails with the name that CUDA gives the error."""
-    header = (emulated.SOURCES / "launchers.h").read_text()
-    for name in ("NORM_COLUMNS", "SOFTMAX_COLUMNS"):
-        assert f"YUYUAN_{name} = {getattr(fused, name)} }};" in header
     x, vector = torch.randn(2, 8200), torch.ones(8200)
     with pytest.raises(RuntimeError, match="layer_norm: cudaErrorInvalidValue"):
         ops.layer_norm(x, vector, vector, EPSILON)
@@ -178,6 +147,16 @@ def test_longer_rows_than_a_kernel_takes_go_to_the_reference():
         given = (x[None], x[None], vector, vector, vector, None)
         ours, theirs = (SEAM[name](kernels, *given) for kernels in (fused.KERNELS, REFERENCE))
         assert all(map(torch.equal, ours, theirs))
+
+
+def test_the_limits_are_those_of_the_header():
+    header = (emulated.SOURCES / "launchers.h").read_text()
+    for module, name in [
+        (fused, "NORM_COLUMNS"),
+        (fused, "SOFTMAX_COLUMNS"),
+        (fused_adamw, "PIECE"),
+    ]:
+        assert f"YUYUAN_{name} = {getattr(module, name)} }};" in header
 
 
 def test_cross_entropy_refuses_logits_that_it_cannot_overwrite():

@@ -1,5 +1,5 @@
-// One step of AdamW for all parameters, and the norm of their gradient. Source: Loshchilov and Hutter
-// 2019, arXiv:1711.05101; the order of operations is that of torch.optim.AdamW.
+// One step of AdamW for all parameters, and the norm of their gradient. Source: Loshchilov and
+// Hutter 2019, arXiv:1711.05101; the order of operations is that of torch.optim.AdamW.
 //
 // A block takes a piece of a shard, 16 bytes to a thread at a time. Where a shard begins depends on
 // the others in its buffer: a piece whose arrays are not aligned goes one element at a time.
@@ -67,9 +67,9 @@ __global__ void __launch_bounds__(kThreads)
 
 __device__ __forceinline__ double square(float x) { return double(x) * x; }
 
-// partial[piece] = the sum of squares of its gradient; 0 where it is not counted. Reads the gradient
-// once. In float64: the square of a float32 number is exact and cannot overflow, so that the sum is
-// finite where the gradient is.
+// partial[piece] = the sum of squares of its gradient; 0 where it is not counted. Reads the
+// gradient once. In float64: the square of a float32 number is exact and cannot overflow, so that
+// the sum is finite where the gradient is.
 __global__ void __launch_bounds__(kThreads)
     squared_norms(const yuyuan_piece *__restrict__ pieces, double *__restrict__ partial) {
     constexpr int size = Vector<float>::size;

@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor &dy, const O
     Tensor means = in.per_row(mean, ScalarType::Float), rstds = in.per_row(rstd, ScalarType::Float);
     OptionalTensor beside = in.matrix(dsum);
     Tensor dx = in.like(), dweight = in.row(), dbias = in.row();
-    Partial partial(in, 2);
+    Partial partial(in, 2, yuyuan_norm_blocks(in.rows, in.columns));
     check(yuyuan_layer_norm_backward(in.dtype, gradient.data_ptr(), pointer(beside), in.data(),
                                      gain.data_ptr(), floats(means), floats(rstds), dx.data_ptr(),
                                      dweight.data_ptr(), dbias.data_ptr(), nullptr, nullptr,
@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensor> bias_dropout_add_backward(const Tensor &dsum, const O
     Matrix in(dsum);
     Dropout dropout(in, rows, threshold, scale, key, step, site);
     Tensor dx = in.like(), dbias = in.row();
-    Partial partial(in, 1);
+    Partial partial(in, 1, yuyuan_column_blocks(in.dtype, in.rows, in.columns));
     check(yuyuan_bias_dropout_add_backward(in.dtype, in.data(), dx.data_ptr(),
                                            dbias.data_ptr(), dropout.value, partial.data(),
                                            partial.blocks, in.rows, in.columns,
@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bias_dropout_add_norm_backwar
     Dropout dropout(in, rows, threshold, scale, key, step, site);
     Tensor dresidual = in.like(), dx = in.like();
     Tensor dbias = in.row(), dweight = in.row(), dnorm_bias = in.row();
-    Partial partial(in, 3);
+    Partial partial(in, 3, yuyuan_norm_blocks(in.rows, in.columns));
     check(yuyuan_layer_norm_backward(in.dtype, gradient.data_ptr(), pointer(beside), in.data(),
                                      gain.data_ptr(), floats(means), floats(rstds),
                                      dresidual.data_ptr(), dweight.data_ptr(),
@@ -130,7 +130,7 @@ std::tuple<Tensor, Tensor> bias_gelu_backward(const Tensor &dy, const Tensor &x,
     Matrix in(x);
     Tensor gradient = in.matrix(dy), shift = in.vector(bias);
     Tensor dx = in.like(), dbias = in.row();
-    Partial partial(in, 1);
+    Partial partial(in, 1, yuyuan_column_blocks(in.dtype, in.rows, in.columns));
     check(yuyuan_bias_gelu_backward(in.dtype, gradient.data_ptr(), in.data(), shift.data_ptr(),
                                     dx.data_ptr(), dbias.data_ptr(), partial.data(), partial.blocks,
                                     in.rows, in.columns, in.stream),
@@ -201,21 +201,22 @@ const yuyuan_piece *pieces_of(const Tensor &table) {
 // Changes what the table points at.
 void adamw(const Tensor &table, const Tensor &coefficient, double rate, double beta_1,
            double beta_2, double epsilon, double correction_1, double correction_2) {
+    CurrentDevice device(table);
     check(yuyuan_adamw(pieces_of(table), static_cast<int>(table.size(0)), floats(coefficient),
-                       static_cast<float>(rate), beta_1, beta_2,
-                       static_cast<float>(epsilon),
+                       static_cast<float>(rate), beta_1, beta_2, static_cast<float>(epsilon),
                        static_cast<float>(correction_1), static_cast<float>(correction_2),
-                       stream_of(table)),
+                       device.stream),
           "adamw");
 }
 
 // () float64
 Tensor squared_norm(const Tensor &table) {
+    CurrentDevice device(table);
     Tensor partial = torch::stable::new_empty(table, {table.size(0)}, ScalarType::Double);
     Tensor total = torch::stable::new_empty(table, {}, ScalarType::Double);
     check(yuyuan_squared_norm(pieces_of(table), static_cast<int>(table.size(0)),
                               static_cast<double *>(partial.data_ptr()),
-                              static_cast<double *>(total.data_ptr()), stream_of(table)),
+                              static_cast<double *>(total.data_ptr()), device.stream),
           "squared_norm");
     return total;
 }

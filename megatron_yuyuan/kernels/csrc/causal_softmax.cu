@@ -1,6 +1,6 @@
 // Softmax of attention scores under the causal mask, as Megatron-LM's fused kernel of that name
-// (megatron/fused_kernels/scaled_upper_triang_masked_softmax) has it: scale, mask and softmax in one
-// pass, the row in registers.
+// (megatron/fused_kernels/scaled_upper_triang_masked_softmax) has it: scale, mask and softmax in
+// one pass, the row in registers.
 //
 // A warp takes a row, 16 bytes to a lane at a time. What the mask hides is never read: half of the
 // scores where queries and keys are as many. __expf is a multiplication and one instruction; every
@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(kWarps *kWarp)
     }
 }
 
-// dscores = scale * weights * (dweights - dot), dot = the sum of weights * dweights over the row. Reads
-// of both what the query sees, writes the whole row.
+// dscores = scale * weights * (dweights - dot), dot = the sum of weights * dweights over the row.
+// Reads of both what the query sees, writes the whole row.
 template <class T, int vectors>
 __global__ void __launch_bounds__(kWarps *kWarp)
     backward(const T *__restrict__ dweights, const T *__restrict__ weights,

@@ -1,9 +1,9 @@
-// Cross entropy of rows of logits of which this rank holds some columns: what the ranks exchange, and
-// then the gradient. Sources: Shoeybi et al. 2019, arXiv:1909.08053, section 3 (over ranks); Milakov and
-// Gimelshein 2018, arXiv:1805.02867 (the largest and the sum of exponentials in one pass).
+// Cross entropy of rows of logits of which this rank holds some columns: what the ranks exchange,
+// and then the gradient. Sources: Shoeybi et al. 2019, arXiv:1909.08053, section 3 (over ranks);
+// Milakov and Gimelshein 2018, arXiv:1805.02867 (largest and sum of exponentials in one pass).
 //
-// A block takes a row, 16 bytes to a thread at a time. __expf is a multiplication and one instruction;
-// every exponent here is 0 or negative, where it is off by less than 1e-6.
+// A block takes a row, 16 bytes to a thread at a time. __expf is a multiplication and one
+// instruction; every exponent here is 0 or negative, where it is off by less than 1e-6.
 #include <algorithm>
 
 #include "port.h"

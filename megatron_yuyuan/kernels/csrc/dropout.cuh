@@ -1,11 +1,12 @@
-// Dropout whose mask is never stored: a function of the key, the step, the place in the model and the
-// element's place in the whole batch, drawn again wherever it is needed.
+// Dropout whose mask is never stored: a function of the key, the step, the place in the model and
+// the element's place in the whole batch, drawn again wherever it is needed.
 #pragma once
 #include "philox.cuh"
 #include "vector.cuh"
 
-// values = dropout(values), which are the elements (row, column), (row, column + 1), ... of a matrix.
-// Four neighbours share a counter; __fmul_rn: the same bits as op by op, never a fused multiply-add.
+// values = dropout(values), which are the elements (row, column), (row, column + 1), ... of a
+// matrix. Four neighbours share a counter; __fmul_rn: the same bits as op by op, never a fused
+// multiply-add.
 template <int size>
 __device__ __forceinline__ void drop(float *values, const yuyuan_dropout &dropout, int64_t row,
                                      int column, int columns) {
@@ -24,7 +25,8 @@ __device__ __forceinline__ void drop(float *values, const yuyuan_dropout &dropou
     }
 }
 
-// sum = residual + dropout(x + bias), one vector of it, in float32 op by op. bias, residual: or NULL.
+// sum = residual + dropout(x + bias), one vector of it, in float32 op by op. bias and residual may
+// be NULL.
 template <class T>
 __device__ __forceinline__ void add_branch(const T *x, const T *bias, const T *residual,
                                            const yuyuan_dropout &dropout, int64_t row, int column,

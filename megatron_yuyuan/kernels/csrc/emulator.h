@@ -1,16 +1,14 @@
 // CUDA's threads on a CPU, so that a test can execute every line of every kernel without a GPU.
 //
-// A block is a set of fibers (threads that give way by themselves), blocks run one by one. A thread
-// runs until it waits: at __syncthreads for its block, at a shuffle or __syncwarp for its warp. The
-// schedule says who runs next; a kernel without races gives the same bits under all of them. A
-// barrier that not all threads reach ends the launch with an error that names the kernel.
+// A thread is a fiber (emulated_fibers.h), blocks run one by one. A thread runs until it waits: at
+// __syncthreads for its block, at a shuffle or __syncwarp for its warp. The schedule says who runs
+// next; a kernel without races gives the same bits under all of them. A barrier that not all
+// threads reach ends the launch with an error that names the kernel.
 //
 // What this cannot show: speed, memory ordering between blocks, shared memory and register limits,
 // the last bits of CUDA's approximate functions. Compile with -ffp-contract=off.
 #pragma once
 #include <pthread.h>
-#include <setjmp.h>
-#include <ucontext.h>
 
 #include <cmath>
 #include <cstdint>
@@ -18,11 +16,8 @@
 #include <cstring>
 #include <utility>
 
+#include "emulated_fibers.h"
 #include "emulated_types.h"
-
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/common_interface_defs.h>
-#endif
 
 #define __global__ static
 #define __device__
@@ -57,17 +52,7 @@ enum class Schedule { forward, reverse, random, warp_greedy };
 enum class State { ready, at_warp_barrier, at_block_barrier, refused, returned };
 
 constexpr unsigned kWarp = 32;
-constexpr unsigned kMostThreads = 1024;
-constexpr size_t kStack = 128 << 10;  // bytes of a thread's stack
-
-struct Fiber {
-    jmp_buf resume;
-    ucontext_t start;
-    bool started;
-    char *stack;         // kept for the threads of all launches to come
-    unsigned exchanges;  // shuffles so far; its parity chooses between two sets of slots
-    void *fake_stack;    // the address sanitizer's
-};
+constexpr unsigned kMostThreads = kMostFibers;
 
 inline Schedule schedule = Schedule::forward;
 inline uint64_t seed = 0;
@@ -75,72 +60,17 @@ inline int multiprocessors = 2;
 inline cudaError_t last_error = cudaSuccess;
 inline char message[512];
 
-inline Fiber fibers[kMostThreads];
 inline State states[kMostThreads];
-inline uint64_t slots[2][kMostThreads];  // what each thread gives to its warp in a shuffle
-inline unsigned order[kMostThreads];     // in which the threads run
-inline unsigned threads;                 // of the running block
-inline void (*body)(const void *);       // what a thread runs, with the kernel's arguments
-inline const void *arguments;
-inline jmp_buf scheduler;
+inline uint64_t slots[2][kMostThreads];   // what each thread gives to its warp in a shuffle
+inline unsigned exchanges[kMostThreads];  // shuffles so far; the parity chooses a set of slots
+inline unsigned order[kMostThreads];      // in which the threads run
+inline unsigned threads;                  // of the running block
 inline pthread_mutex_t one_launch = PTHREAD_MUTEX_INITIALIZER;  // all of this is of one launch
-inline const void *scheduler_stack;
-inline size_t scheduler_stack_size;
 
-// Tell the address sanitizer that the next jump goes to another stack, and that it went.
-inline void leave_stack([[maybe_unused]] void **fake, [[maybe_unused]] const void *stack,
-                        [[maybe_unused]] size_t size) {
-#ifdef __SANITIZE_ADDRESS__
-    __sanitizer_start_switch_fiber(fake, stack, size);
-#endif
-}
-
-inline void enter_stack([[maybe_unused]] void *fake, [[maybe_unused]] const void **from,
-                        [[maybe_unused]] size_t *size) {
-#ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(fake, from, size);
-#endif
-}
-
-// Back to the scheduler, until it resumes this thread. _setjmp, unlike swapcontext, does not ask
-// the system for the signal mask: a switch costs nanoseconds.
+// Ends the thread's turn. It runs again once its state is `ready`.
 inline void wait(State state) {
-    Fiber &self = fibers[threadIdx.x];
     states[threadIdx.x] = state;
-    leave_stack(&self.fake_stack, scheduler_stack, scheduler_stack_size);
-    if (!_setjmp(self.resume)) _longjmp(scheduler, 1);
-    enter_stack(self.fake_stack, nullptr, nullptr);
-}
-
-inline void run_bodies() {  // of one thread after the other: fibers are started once
-    enter_stack(nullptr, &scheduler_stack, &scheduler_stack_size);
-    for (;;) {
-        body(arguments);
-        wait(State::returned);
-    }
-}
-
-inline void start(Fiber &fiber) {
-    getcontext(&fiber.start);
-    fiber.start.uc_stack.ss_sp = fiber.stack;
-    fiber.start.uc_stack.ss_size = kStack;
-    fiber.start.uc_link = nullptr;
-    makecontext(&fiber.start, run_bodies, 0);
-    fiber.started = true;
-    setcontext(&fiber.start);
-}
-
-inline void resume(unsigned thread) {
-    Fiber &fiber = fibers[thread];
-    void *fake_stack = nullptr;
-    threadIdx.x = thread;
-    if (!fiber.stack) fiber.stack = new char[kStack];
-    leave_stack(&fake_stack, fiber.stack, kStack);
-    if (!_setjmp(scheduler)) {
-        if (fiber.started) _longjmp(fiber.resume, 1);
-        start(fiber);
-    }
-    enter_stack(fake_stack, nullptr, nullptr);
+    suspend();
 }
 
 inline unsigned count(State state, unsigned first, unsigned size) {
@@ -160,6 +90,7 @@ inline bool run_ready(const unsigned *some, unsigned size) {
     bool any = false;
     for (unsigned i = 0; i < size; i++)
         if (states[some[i]] == State::ready) {
+            threadIdx.x = some[i];
             resume(some[i]);
             any = true;
         }
@@ -198,7 +129,7 @@ inline void report(const char *kernel) {
              count(State::at_warp_barrier, 0, threads), count(State::refused, 0, threads),
              count(State::returned, 0, threads));
     last_error = cudaErrorLaunchFailure;
-    for (Fiber &fiber : fibers) fiber.started = false;  // their stacks are given up
+    abandon();
 }
 
 // False: the block cannot go on.
@@ -206,7 +137,7 @@ inline bool run_block(const char *kernel) {
     for (unsigned i = 0; i < threads; i++) {
         order[i] = schedule == Schedule::reverse ? threads - 1 - i : i;
         states[i] = State::ready;
-        fibers[i].exchanges = 0;
+        exchanges[i] = 0;
     }
     while (count(State::returned, 0, threads) != threads) {
         bool moved = run_round();
@@ -236,7 +167,7 @@ template <class T>
 T exchange(unsigned mask, T value, unsigned lane) {
     static_assert(sizeof(T) <= sizeof(uint64_t), "one slot");
     if (mask != 0xffffffffu) wait(State::refused);  // kernels shuffle whole warps
-    unsigned set = fibers[threadIdx.x].exchanges++ & 1;
+    unsigned set = exchanges[threadIdx.x]++ & 1;
     std::memcpy(&slots[set][threadIdx.x], &value, sizeof value);
     wait(State::at_warp_barrier);
     std::memcpy(&value, &slots[set][threadIdx.x / kWarp * kWarp + lane % kWarp], sizeof value);
@@ -259,7 +190,12 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes) {
 }
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline float __expf(float x) { return std::exp(x); }
+
+// As the CUDA C++ Programming Guide describes the two: 2^(x log2(e)), the product rounded; and 0
+// where the reciprocal of b is too small.
+inline float __expf(float x) { return std::exp2(1.44269504f * x); }
+inline float __fdividef(float a, float b) { return std::fabs(b) > 0x1p126f ? a * 0.0f : a / b; }
+
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
@@ -286,7 +222,10 @@ void launch(dim3 grid, int threads, void *, Arguments... arguments) {
     }
     auto body = [=] { kernel(arguments...); };
     pthread_mutex_lock(&emulator::one_launch);
-    emulator::body = [](const void *self) { (*static_cast<const decltype(body) *>(self))(); };
+    emulator::body = [](const void *self) {
+        (*static_cast<const decltype(body) *>(self))();
+        emulator::states[threadIdx.x] = emulator::State::returned;
+    };
     emulator::arguments = &body;
     emulator::run_grid(__PRETTY_FUNCTION__, grid, unsigned(threads));
     pthread_mutex_unlock(&emulator::one_launch);

@@ -8,7 +8,15 @@
 
 namespace {
 
-constexpr int kShortRow = 2048;  // 8 elements in each of 256 threads; YUYUAN_NORM_COLUMNS: 16 in 512
+// How rows of up to `columns` lie in a block: so many elements to a thread, `threads` at most.
+// resident: the threads that a multiprocessor holds at once with the registers of a backward.
+struct Short {
+    static constexpr int columns = 2048, elements = 8, threads = 256, resident = 768;
+};
+struct Long {
+    static constexpr int columns = YUYUAN_NORM_COLUMNS, elements = 16, threads = 512,
+                         resident = 512;
+};
 
 // body(q, column) for each of the thread's vectors: its number q and its first column.
 template <class T, int vectors, class Body>
@@ -37,8 +45,8 @@ struct Forward {
     yuyuan_dropout dropout;
 };
 
-// The row's part in float32: of x, or of the sum as it is stored, so that the norm of the sum is the
-// same as if another kernel had read it.
+// The row's part in float32: of x, or of the sum as it is stored, so that the norm of the sum is
+// the same as if another kernel had read it.
 template <class T, int vectors, bool branch>
 __device__ __forceinline__ void read_row(const Forward<T> &f, Part<T, vectors> &x, int64_t row,
                                          int columns) {
@@ -56,10 +64,11 @@ __device__ __forceinline__ void read_row(const Forward<T> &f, Part<T, vectors> &
 }
 
 // y = (x - mean) * rstd * weight + bias, the variance from the differences to the mean (two passes
-// over registers). Reads x, writes y: 2 matrices; with a branch reads x, residual, writes sum, y: 4.
-template <class T, int vectors, bool branch, int threads>
-__global__ void __launch_bounds__(threads) layer_norm(Forward<T> f, int columns, float epsilon) {
-    constexpr int size = Vector<T>::size;
+// over registers). Reads x, writes y: 2 matrices; a branch: reads x, residual, writes sum, y: 4.
+template <class T, class Length, bool branch>
+__global__ void __launch_bounds__(Length::threads)
+    layer_norm(Forward<T> f, int columns, float epsilon) {
+    constexpr int size = Vector<T>::size, vectors = Length::elements / size;
     int64_t row = blockIdx.x;
     Part<T, vectors> x;
     read_row<T, vectors, branch>(f, x, row, columns);
@@ -136,8 +145,8 @@ __device__ __forceinline__ void read_gradient(const Backward<T> &b, int64_t row,
     block_reduce<Sum>(sums);
 }
 
-// dx = rstd (g - mean(g) - normalised mean(g normalised)) + dsum, written over g; stored, and with a
-// branch its dropout backward as well, which is not rounded before.
+// dx = rstd (g - mean(g) - normalised mean(g normalised)) + dsum, written over g; stored, and with
+// a branch its dropout backward as well, which is not rounded before.
 template <class T, int vectors, bool branch>
 __device__ __forceinline__ void write_gradient(const Backward<T> &b, int64_t row, int columns,
                                                const Part<T, vectors> &normalised,
@@ -173,11 +182,12 @@ __device__ __forceinline__ void store_part(float *partial, const Part<T, vectors
 }
 
 // First stage of the backward: block b takes the rows b, b + gridDim.x, ... and keeps its sums over
-// them in registers; the second stage is add_partial_sums. Reads dy, x, dsum, writes dx: 4 matrices;
-// with a branch writes dbranch too: 5.
-template <class T, int vectors, bool branch, int threads>
-__global__ void __launch_bounds__(threads)
+// them in registers; the second stage is add_partial_sums. Reads dy, x, dsum, writes dx: 4
+// matrices; with a branch writes dbranch too: 5.
+template <class T, class Length, bool branch>
+__global__ void __launch_bounds__(Length::threads, Length::resident / Length::threads)
     layer_norm_backward(Backward<T> b, int64_t rows, int columns) {
+    constexpr int vectors = Length::elements / Vector<T>::size;
     ColumnSums<T, vectors> column_sums;
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
         Part<T, vectors> normalised, g;
@@ -191,48 +201,44 @@ __global__ void __launch_bounds__(threads)
     if (branch) store_part(b.partial + 2 * matrix, column_sums.dbranch, columns);
 }
 
-// Calls body(elements, threads): how many elements of a row a thread holds, as a type, and how many
-// threads a block has.
+// Calls body(length, threads): how a row of so many columns lies, and how many threads it takes.
 template <class Body>
-int with_elements(int columns, Body body) {
-    if (columns <= 0 || columns % 8 || columns > YUYUAN_NORM_COLUMNS) return cudaErrorInvalidValue;
+int with_length(int columns, Body body) {
+    if (columns <= 0 || columns % 8 || columns > Long::columns) return cudaErrorInvalidValue;
     auto threads = [=](int elements) { return ceil_divide(columns, elements * kWarp) * kWarp; };
-    if (columns <= kShortRow) return body(std::integral_constant<int, 8>(), threads(8));
-    return body(std::integral_constant<int, 16>(), threads(16));
+    if (columns <= Short::columns) return body(Short(), threads(Short::elements));
+    return body(Long(), threads(Long::elements));
 }
 
 template <class T, bool branch>
 int launch_forward(const Forward<T> &f, int64_t rows, int columns, float epsilon, void *stream) {
-    return with_elements(columns, [=](auto elements, int threads) -> int {
-        constexpr int vectors = elements / Vector<T>::size, most = elements == 8 ? 256 : 512;
-        launch<layer_norm<T, vectors, branch, most>>(dim3(unsigned(rows)), threads, stream, f,
-                                                     columns, epsilon);
+    return with_length(columns, [=](auto length, int threads) -> int {
+        launch<layer_norm<T, decltype(length), branch>>(dim3(unsigned(rows)), threads, stream, f,
+                                                        columns, epsilon);
         return cudaGetLastError();
     });
 }
 
 template <class T, bool branch>
-int launch_backward(const Backward<T> &b, T *dweight, T *dbias, T *dbranch_bias, int blocks,
-                    int64_t rows, int columns, void *stream) {
-    return with_elements(columns, [=](auto elements, int threads) -> int {
-        constexpr int vectors = elements / Vector<T>::size, most = elements == 8 ? 256 : 512;
-        launch<layer_norm_backward<T, vectors, branch, most>>(dim3(unsigned(blocks)), threads,
-                                                              stream, b, rows, columns);
-        const float *partial = b.partial;
-        for (T *to : {dweight, dbias, dbranch_bias}) {
-            if (to != nullptr) launch_add_partial_sums<T>(partial, to, blocks, columns, stream);
-            partial += int64_t(blocks) * columns;
-        }
+int launch_backward(const Backward<T> &b, SumsTo<T> sums, int blocks, int64_t rows, int columns,
+                    void *stream) {
+    return with_length(columns, [=](auto length, int threads) -> int {
+        launch<layer_norm_backward<T, decltype(length), branch>>(dim3(unsigned(blocks)), threads,
+                                                                 stream, b, rows, columns);
+        launch_add_partial_sums<T>(b.partial, sums, blocks, columns, stream);
         return cudaGetLastError();
     });
 }
 
 }  // namespace
 
-// Two for each multiprocessor: as many as are there at once with the registers they need.
-int yuyuan_blocks(int64_t rows) {
-    int64_t blocks = 2 * multiprocessors();
-    return int(rows < blocks ? rows : blocks);
+// As many as a device holds at once: a block goes on from row to row. Columns that the launcher
+// will refuse get one.
+int yuyuan_norm_blocks(int64_t rows, int columns) {
+    return with_length(columns, [=](auto length, int threads) -> int {
+        int blocks = length.resident / threads * multiprocessors();
+        return rows < blocks ? int(rows) : blocks;
+    });
 }
 
 int yuyuan_layer_norm(int dtype, const void *x, const void *weight, const void *bias, void *y,
@@ -278,22 +284,13 @@ int yuyuan_layer_norm_backward(int dtype, const void *dy, const void *dsum, cons
                                int columns, void *stream) {
     return with_type(dtype, [=](auto zero) -> int {
         using T = decltype(zero);
-        Backward<T> b = {static_cast<const T *>(dy),
-                         static_cast<const T *>(dsum),
-                         static_cast<const T *>(x),
-                         static_cast<const T *>(weight),
-                         mean,
-                         rstd,
-                         static_cast<T *>(dx),
-                         static_cast<T *>(dbranch),
-                         partial,
-                         dropout};
-        T *to_weight = static_cast<T *>(dweight), *to_bias = static_cast<T *>(dbias);
-        T *to_branch = static_cast<T *>(dbranch_bias);
-        if (dbranch == nullptr)
-            return launch_backward<T, false>(b, to_weight, to_bias, nullptr, blocks, rows, columns,
-                                             stream);
-        return launch_backward<T, true>(b, to_weight, to_bias, to_branch, blocks, rows, columns,
-                                        stream);
+        Backward<T> b = {static_cast<const T *>(dy), static_cast<const T *>(dsum),
+                         static_cast<const T *>(x), static_cast<const T *>(weight),
+                         mean, rstd, static_cast<T *>(dx), static_cast<T *>(dbranch),
+                         partial, dropout};
+        SumsTo<T> sums = {static_cast<T *>(dweight), static_cast<T *>(dbias),
+                          static_cast<T *>(dbranch_bias)};
+        auto backward = dbranch ? launch_backward<T, true> : launch_backward<T, false>;
+        return backward(b, sums, blocks, rows, columns, stream);
     });
 }

@@ -54,19 +54,30 @@ __device__ __forceinline__ Number block_reduce(Number value) {
     return values[0];
 }
 
-// Second stage of a column sum: to[column] = the sum of partial[0 .. blocks)[column].
+// Where the column sums of one pass go, up to three of them.
+template <class T>
+struct SumsTo {
+    T *first, *second = nullptr, *third = nullptr;
+
+    int count() const { return third ? 3 : second ? 2 : 1; }
+    __device__ __forceinline__ T *number(int i) const {
+        return i == 0 ? first : i == 1 ? second : third;
+    }
+};
+
+// Second stage of column sums: sum s, column c = the sum of partial[s][0 .. blocks)[c].
 //
-// A block sums 32 columns: lane = column, warp w takes the blocks w, w + 8, ..., then the eight sums
-// are added in order. Reads blocks * columns floats once.
+// A block adds up 32 columns of sum blockIdx.y: lane = column, warp w takes the blocks w, w + 8,
+// ..., then the eight are added in order. Reads sums * blocks * columns floats once.
 constexpr int kSumWarps = 8;
 
 template <class T>
 __global__ void __launch_bounds__(kWarp * kSumWarps)
-    add_partial_sums(const float *__restrict__ partial, T *__restrict__ to, int blocks,
-                     int columns) {
+    add_partial_sums(const float *__restrict__ partial, SumsTo<T> to, int blocks, int columns) {
     __shared__ float sums[kSumWarps][kWarp];
     int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     int column = blockIdx.x * kWarp + lane;
+    partial += int64_t(blockIdx.y) * blocks * columns;
     float sum = 0.0f;
     if (column < columns)
         for (int block = warp; block < blocks; block += kSumWarps)
@@ -75,12 +86,12 @@ __global__ void __launch_bounds__(kWarp * kSumWarps)
     __syncthreads();
     if (warp > 0 || column >= columns) return;
     for (int other = 1; other < kSumWarps; other++) sum += sums[other][lane];
-    to[column] = round_to<T>(sum);
+    to.number(blockIdx.y)[column] = round_to<T>(sum);
 }
 
 template <class T>
-void launch_add_partial_sums(const float *partial, void *to, int blocks, int columns,
+void launch_add_partial_sums(const float *partial, SumsTo<T> to, int blocks, int columns,
                              void *stream) {
-    launch<add_partial_sums<T>>(dim3(ceil_divide(columns, kWarp)), kWarp * kSumWarps, stream,
-                                partial, static_cast<T *>(to), blocks, columns);
+    dim3 grid(unsigned(ceil_divide(columns, kWarp)), unsigned(to.count()));
+    launch<add_partial_sums<T>>(grid, kWarp * kSumWarps, stream, partial, to, blocks, columns);
 }

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kColumnThreads)
 }
 
 // dx = dropout'(dsum), which is the same mask and scale; the sum of dx over a block's rows is its
-// partial sum of dbias (NULL: none). Reads dsum, writes dx: 2 matrices.
+// partial sum of dbias. Reads dsum, writes dx: 2 matrices.
 template <class T>
 __global__ void __launch_bounds__(kColumnThreads)
     bias_dropout_add_backward(const T *__restrict__ dsum, T *__restrict__ dx,
@@ -39,10 +39,17 @@ __global__ void __launch_bounds__(kColumnThreads)
 #pragma unroll
         for (int i = 0; i < size; i++) dbias[i] += values[i];
     }
-    if (partial != nullptr) store_partial_sums<T>(partial, dbias, column, columns);
+    store_partial_sums<T>(partial, dbias, column, columns);
 }
 
 }  // namespace
+
+// 1,024 threads, because a thread of a backward with column sums needs up to 48 registers.
+int yuyuan_column_blocks(int dtype, int64_t rows, int columns) {
+    return with_type(dtype, [=](auto zero) -> int {
+        return column_blocks<decltype(zero)>(rows, columns, 1024);
+    });
+}
 
 int yuyuan_bias_dropout_add(int dtype, const void *x, const void *bias, const void *residual,
                             void *sum, yuyuan_dropout dropout, int64_t rows, int columns,
@@ -62,12 +69,10 @@ int yuyuan_bias_dropout_add_backward(int dtype, const void *dsum, void *dx, void
                                      int64_t rows, int columns, void *stream) {
     return with_type(dtype, [=](auto zero) -> int {
         using T = decltype(zero);
-        bool sums = dbias != nullptr;
-        dim3 grid = sums ? column_grid<T>(columns, blocks) : column_grid_for<T>(rows, columns);
-        launch<bias_dropout_add_backward<T>>(grid, kColumnThreads, stream,
-                                             static_cast<const T *>(dsum), static_cast<T *>(dx),
-                                             sums ? partial : nullptr, dropout, rows, columns);
-        if (sums) launch_add_partial_sums<T>(partial, dbias, blocks, columns, stream);
+        launch<bias_dropout_add_backward<T>>(column_grid<T>(columns, blocks), kColumnThreads,
+                                             stream, static_cast<const T *>(dsum),
+                                             static_cast<T *>(dx), partial, dropout, rows, columns);
+        launch_add_partial_sums<T>(partial, {static_cast<T *>(dbias)}, blocks, columns, stream);
         return cudaGetLastError();
     });
 }

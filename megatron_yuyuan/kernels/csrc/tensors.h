@@ -15,6 +15,11 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#ifdef USE_CUDA
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/headeronly/util/shim_utils.h>
+#endif
+
 namespace {
 
 using torch::headeronly::ScalarType;
@@ -38,15 +43,20 @@ int dtype_of(const Tensor &x) {
     STD_TORCH_CHECK(false, "a fused kernel takes float32, float16 or bfloat16");
 }
 
-// The stream that torch queues work on, for the device of x.
-void *stream_of([[maybe_unused]] const Tensor &x) {
-    void *stream = nullptr;
+// Makes the device of x the current one while it lives: a launcher runs on that, and counts its
+// multiprocessors. `stream` is the one on which torch queues work there.
+struct CurrentDevice {
 #ifdef USE_CUDA
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    explicit CurrentDevice(const Tensor &x) : guard(x.get_device_index()) {
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    }
+
+    torch::stable::accelerator::DeviceGuard guard;
+#else
+    explicit CurrentDevice(const Tensor &) {}
 #endif
-    return stream;
-}
+    void *stream = nullptr;
+};
 
 bool is_aligned(const Tensor &x) {
     return reinterpret_cast<uintptr_t>(x.data_ptr()) % ALIGNMENT == 0;
@@ -65,11 +75,12 @@ const int64_t *integers(const Tensor &x) { return static_cast<const int64_t *>(x
 // The rows of a tensor whose last dim is its columns, what goes with them, and room for results.
 struct Matrix {
     explicit Matrix(const Tensor &x)
-        : tensor(prepared(x)),
+        : device(x),
+          tensor(prepared(x)),
           dtype(dtype_of(x)),
           columns(static_cast<int>(x.size(-1))),
           rows(columns ? x.numel() / columns : 0),
-          stream(stream_of(x)) {
+          stream(device.stream) {
         STD_TORCH_CHECK(columns % 8 == 0, "a fused kernel takes columns by 8, not ", columns);
     }
 
@@ -98,6 +109,7 @@ struct Matrix {
         return torch::stable::new_empty(tensor, shape, ScalarType::Float);
     }
 
+    CurrentDevice device;
     Tensor tensor;
     int dtype, columns;
     int64_t rows;
@@ -111,10 +123,10 @@ struct Matrix {
     }
 };
 
-// Memory for the column sums that a backward gathers block by block.
+// Memory for the column sums that a backward gathers in so many blocks.
 struct Partial {
-    Partial(const Matrix &x, int64_t sums)
-        : blocks(yuyuan_blocks(x.rows)), tensor(x.space({sums, blocks, x.columns})) {}
+    Partial(const Matrix &x, int64_t sums, int blocks)
+        : blocks(blocks), tensor(x.space({sums, blocks, x.columns})) {}
 
     float *data() const { return floats(tensor); }
 
