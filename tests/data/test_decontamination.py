@@ -70,7 +70,7 @@ def test_strings_too_short_to_tell_are_left_alone(tmp_path):
     [
         ("deep.json", json.dumps([[{"a": [QUESTION, 3, None]}], "x"], indent=1).encode()),
         ("lines.jsonl", f'{{"q": 1}}\n\n{json.dumps({"q": QUESTION})}\n'.encode()),
-        ("lines.jsonl.gz", gzip.compress(json.dumps({"q": QUESTION}).encode())),
+        ("lines.jsonl.gz", gzip.compress(json.dumps({"q": QUESTION}).encode(), mtime=0)),
         ("plain.txt", f"short\r\n{QUESTION}\r\nother\n".encode()),
         ("signed.txt", b"\xef\xbb\xbf" + QUESTION.encode()),
     ],

@@ -91,7 +91,7 @@ def inputs(tmp_path) -> list[Path]:
         "<DeleteCitation><PMID Version='1'>5</PMID></DeleteCitation>",
     ]
     (folder / "updatefiles" / "pubmed26n0002.xml.gz").write_bytes(
-        gzip.compress(article_set(*update))
+        gzip.compress(article_set(*update), mtime=0)
     )
     (folder / "zbaseline").mkdir()
     (folder / "zbaseline" / "pubmed26n0001.xml").write_bytes(article_set(*baseline))
@@ -220,7 +220,7 @@ def test_files_that_are_bad_from_their_first_byte_are_left_out_too(tmp_path, inp
     whole = (inputs[0] / "zbaseline" / "pubmed26n0001.xml").read_bytes()
     contents = {
         "empty.xml.gz": b"",
-        "cut.xml.gz": gzip.compress(whole)[:40],
+        "cut.xml.gz": gzip.compress(whole, mtime=0)[:40],
         "html.xml.gz": b"<html><p>Service unavailable</p></html>",
         "line.jsonl": b'{"text": \n',
         "unsafe.xml": b'<!DOCTYPE a [<!ENTITY b "c">]><a>' + whole[17:],

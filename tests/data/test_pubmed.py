@@ -208,8 +208,9 @@ def test_any_root_any_nesting_and_gzip_by_content(tmp_path):
     wrapped = document(f"<wrapper>{record()}</wrapper>", bare, root="anything")
     for content in (
         wrapped.encode(),
-        gzip.compress(wrapped.encode()),
-        gzip.compress(wrapped[:99].encode()) + gzip.compress(wrapped[99:].encode()),
+        gzip.compress(wrapped.encode(), mtime=0),
+        gzip.compress(wrapped[:99].encode(), mtime=0)
+        + gzip.compress(wrapped[99:].encode(), mtime=0),
     ):
         assert [c.pmid for c in read(tmp_path, content)] == [1, 4]
     assert [c.pmid for c in read(tmp_path, bare)] == [4]
@@ -249,10 +250,10 @@ WHOLE = document(*(record(f"Title {n}.", pmid=n) for n in range(1, 400)))
     ("content", "what"),
     [
         (b"", "is empty"),
-        (gzip.compress(b""), "is empty"),
-        (gzip.compress(WHOLE.encode())[:-8], "stream ends early"),
-        (gzip.compress(WHOLE.encode())[:200], "stream ends early"),
-        (gzip.compress(WHOLE.encode())[:-8] + bytes(8), "damaged"),
+        (gzip.compress(b"", mtime=0), "is empty"),
+        (gzip.compress(WHOLE.encode(), mtime=0)[:-8], "stream ends early"),
+        (gzip.compress(WHOLE.encode(), mtime=0)[:200], "stream ends early"),
+        (gzip.compress(WHOLE.encode(), mtime=0)[:-8] + bytes(8), "damaged"),
         (WHOLE[:-40], "not well-formed XML"),
         (WHOLE + "<more/>", "not well-formed XML"),
         (document(record("a & b")), "not well-formed XML"),
@@ -270,14 +271,14 @@ def test_damaged_files_are_refused(tmp_path, content, what):
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.999])
 def test_a_cut_gzip_is_refused_wherever_it_is_cut(tmp_path, share):
-    content = gzip.compress(WHOLE.encode())
+    content = gzip.compress(WHOLE.encode(), mtime=0)
     with pytest.raises(DataError, match=r"is empty|stream ends early"):
         read(tmp_path, content[: int(len(content) * share)])
 
 
 def test_a_gzip_cut_between_two_members_is_refused(tmp_path):
     half = len(WHOLE) // 2
-    members = [gzip.compress(part.encode()) for part in (WHOLE[:half], WHOLE[half:])]
+    members = [gzip.compress(part.encode(), mtime=0) for part in (WHOLE[:half], WHOLE[half:])]
     assert len(read(tmp_path, b"".join(members))) == 399
     with pytest.raises(DataError, match=r"not well-formed XML.*last whole record: PMID 200"):
         read(tmp_path, members[0])
@@ -425,4 +426,4 @@ def test_a_number_that_is_none_is_no_identity(tmp_path, pmid):
 def test_xml_without_records_is_not_collected_in_memory(tmp_path):
     for content in (document(record(), "<x/>" * 4_000_000), document(record("<x/>" * 4_000_000))):
         with pytest.raises(UnsafeError, match="8 MB of XML without the end of a record"):
-            read(tmp_path, gzip.compress(content.encode()))
+            read(tmp_path, gzip.compress(content.encode(), mtime=0))

@@ -59,7 +59,7 @@ def run(tool, *args):
 def test_pubmed_becomes_one_shard_whatever_the_workers(tmp_path, tokenizer):
     ours, flags = tokenizer
     file = tmp_path / "pubmed.xml.gz"
-    file.write_bytes(gzip.compress(PUBMED.encode()))
+    file.write_bytes(gzip.compress(PUBMED.encode(), mtime=0))
     for workers in (1, 3):
         done = run(
             "preprocess_data",
@@ -348,7 +348,10 @@ def test_the_tokenizer_flags_are_those_of_the_configuration():
 BAD = {
     "wrong path": (None, "cannot read"),
     "empty file": (b"", "is empty"),
-    "truncated gzip": (gzip.compress(PUBMED.encode())[:-100], "compressed stream ends early"),
+    "truncated gzip": (
+        gzip.compress(PUBMED.encode(), mtime=0)[:-100],
+        "compressed stream ends early",
+    ),
     "malformed XML": (PUBMED.replace("Gout number 1400.", "<b>").encode(), "PMID 1399"),
     "JSONL line without the key": (
         b'{"text": "a"}\n' * 1200 + b'{"txt": "a"}\n',
