@@ -95,7 +95,7 @@ def add_config_argument(parser: argparse._ActionsContainer, name: str, **options
         positive = argparse.BooleanOptionalAction
         options["action"] = "store_true" if name.startswith("no_") else positive
     elif declared.type == tuple[str, ...]:
-        options |= {"nargs": "+", "metavar": "PREFIX"}
+        options |= {"nargs": "+", "metavar": declared.metadata.get("metavar", "PREFIX")}
     elif declared.type == tuple[int, ...]:
         words = declared.metadata.get("metavar")
         options |= {"type": int, "nargs": len(words) if words else "+", "metavar": words or "N"}

@@ -55,6 +55,16 @@ class ModelConfig:
     )
     """Which body fused attention has on CUDA. auto: chosen by the GPU and attention_dropout; fused: cuDNN's;
     efficient: torch's memory-efficient one; unfused: plain products; local: attention_impl fused_softmax."""
+    lora_rank: int = 0
+    """Freeze the weights that the run starts from, and learn a product of two matrices of this rank beside
+    each matrix of lora_target_modules (LoRA). 0: learn all weights."""
+    lora_alpha: float = 32.0
+    """The product is multiplied by lora_alpha / lora_rank."""
+    lora_target_modules: tuple[str, ...] = field(
+        default=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+        metadata={"metavar": "MODULE"},
+    )
+    """Matrices of every block that get one."""
 
     @property
     def head_dim(self) -> int:
@@ -69,6 +79,11 @@ class ModelConfig:
     def attention_dropout_counted(self) -> bool:
         """Whether attention weights are dropped by the counter, which unfused attention alone can."""
         return self.attention_dropout > 0 and self.attention_dropout_rng == "counter"
+
+    @property
+    def lora_scale(self) -> float:
+        """What the product of LoRA's two matrices is multiplied by."""
+        return self.lora_alpha / self.lora_rank
 
     @property
     def mlp_size(self) -> int:
@@ -180,6 +195,11 @@ class DataConfig:
     """Attend only within a document: not across an end of text."""
     eod_mask_loss: bool = False
     """Learn nothing at an end of text, where the next document's first token would be guessed."""
+    packing: bool = False
+    """Finetuning: several pairs in one sample, none of which attends to another; each counts its positions from
+    0. The name is TRL's."""
+    loss_on_prompt: bool = False
+    """Finetuning: learn the question too, not the answer alone."""
     tokenizer_type: str = field(
         default="GPT2BPETokenizer",
         metadata={
@@ -194,6 +214,11 @@ class DataConfig:
     """GPT-2's merges.txt (also called vocab.bpe)."""
     tokenizer_model: str = ""
     """A tokenizer.json, a SentencePiece .model, or a directory that holds one of them."""
+
+    @property
+    def divides_attention(self) -> bool:
+        """Whether tokens of a sample attend only within their document, by a mask of the sample's own."""
+        return self.reset_attention_mask or self.packing
 
 
 @dataclass(frozen=True)

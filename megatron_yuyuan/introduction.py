@@ -1,11 +1,14 @@
 """What a run says before its first step: the model, where each part of it stands, what it takes, what
 is read, and how long that may last."""
 
+import math
+
 import torch.distributed as dist
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.log import Log
+from megatron_yuyuan.model.lora import factor_shapes
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.stages import StagePlan, plan_stages, runs_as
 from megatron_yuyuan.samples import introduce_shards
@@ -29,6 +32,12 @@ def introduce_plan(
         f"model: {model.num_parameters:,} parameters, vocabulary {model.vocab_size} padded to "
         f"{model.padded_vocab_size}"
     )
+    if model.lora_rank:
+        learned = sum(map(math.prod, factor_shapes(model).values()))
+        log.line(
+            f"LoRA: {learned:,} parameters learned, {learned / model.num_parameters:.2%} of as many frozen: "
+            f"rank {model.lora_rank}, scale {model.lora_scale:g}, {' '.join(model.lora_target_modules)}"
+        )
     log.line(f"layout: {mesh.describe()}")
     ranks = mesh.axes.mesh.view(mesh.size("pipeline"), mesh.size("data"), -1).tolist()
     for line in draw_grid(ranks, contents(plan_stages(config))):
@@ -125,11 +134,13 @@ def bytes_by_pipeline_rank(state: TrainState) -> list[dict[str, int]]:
     gradients and the moments as they lie between two steps.
 
     Counted from the local tensors. A gradient and each of AdamW's two moments rest as their weight
-    does, whatever is gathered during a step.
+    does, whatever is gathered during a step; frozen weights have none.
     """
-    local = [parameter.to_local() for _, parameter in named_parameters(state.stages)]
+    parameters = [parameter for _, parameter in named_parameters(state.stages)]
+    local = [parameter.to_local() for parameter in parameters]
     count, weights = sum(t.numel() for t in local), sum(t.nbytes for t in local)
-    mine = {"parameters": count, "weights": weights, "gradients": weights, "moments": 2 * weights}
+    learned = sum(p.to_local().nbytes for p in parameters if p.requires_grad)
+    mine = {"parameters": count, "weights": weights, "gradients": learned, "moments": 2 * learned}
     everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, (state.mesh.rank("pipeline"), mine))
     largest: dict[int, dict[str, int]] = {}

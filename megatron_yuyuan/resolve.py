@@ -135,6 +135,7 @@ def resolve(config: Config, tokenizer: Tokenizer, origin: Origin | None, ranks: 
     model_ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
     whole_share = training.micro_batch_size * max(1, ranks // max(1, model_ranks))
     config = config.replace(global_batch_size=training.global_batch_size or whole_share)
+    _require_base(origin, given)
     if origin is None:
         config = config.replace(
             vocab_size=given.vocab_size or tokenizer.vocab_size,
@@ -149,6 +150,25 @@ def resolve(config: Config, tokenizer: Tokenizer, origin: Origin | None, ranks: 
             "leave --vocab-size out, or the tokenizer of the model that the run starts from",
         )
     return config
+
+
+def _require_base(origin: Origin | None, given: ModelConfig) -> None:
+    """Raises ConfigError where LoRA would freeze weights that nothing has trained, or where a new run
+    would begin with the matrices of a run but without their factors."""
+    if origin is None and given.lora_rank:
+        raise ConfigError(
+            f"lora_rank={given.lora_rank}, but there is nothing to start from",
+            "fresh weights would be frozen as they were drawn",
+            "--load RUN --finetune or --load hf:DIR, or leave it out",
+        )
+    saved = from_dict({"model": origin.state["config"]["model"]}).model if origin else given
+    if origin and origin.weights_only and saved.lora_rank:
+        raise ConfigError(
+            f"{origin.path} has factors of LoRA (lora_rank={saved.lora_rank}) beside its matrices",
+            "a new run would begin with the matrices without them",
+            f"tools/convert_checkpoint.py --to hf --load {origin.path.parent} --save DIR, which merges "
+            "them, then --load hf:DIR",
+        )
 
 
 def _shape_of(origin: Origin, given: ModelConfig) -> dict:

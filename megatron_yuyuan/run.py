@@ -9,6 +9,7 @@ What can be wrong with flags, configuration, tokenizer and shards is found befor
 from contextlib import closing
 from pathlib import Path
 
+from megatron_yuyuan.checkpoint.retention import best_checkpoint
 from megatron_yuyuan.checkpoint.saver import build_saver
 from megatron_yuyuan.config import CheckpointConfig, Config
 from megatron_yuyuan.config_toml import to_toml
@@ -33,7 +34,7 @@ from megatron_yuyuan.resolve import (
     run_tokenizer,
     starting_point,
 )
-from megatron_yuyuan.samples import borders, question_samples, text_samples
+from megatron_yuyuan.samples import borders, introduce_example, question_samples, text_samples
 from megatron_yuyuan.train.loop import train
 from megatron_yuyuan.train.profile import choose_trainer
 from megatron_yuyuan.train.schedule import train_iterations
@@ -73,6 +74,7 @@ def run(config: Config, samples) -> None:
     try:
         log = open_log(config, mesh)
         introduce_plan(config, mesh, training_set, validation_set, log)
+        introduce_example(training_set, tokenizer, log)
         kernels, chosen = choose_alike(config.parallel.kernels, mesh)
         attention = describe_attention(config.model, compute_dtype(config.training), mesh.device)
         log.line(f"kernels: {chosen}; attention: {attention}")
@@ -94,6 +96,7 @@ def run(config: Config, samples) -> None:
                 stop = train(trainer, training_set, validation_set, saver, stopping, log)
             if stop is not None:
                 raise stopped(stop, config.checkpoint, state)
+            say_best(config.checkpoint, log)
     finally:
         mesh_module.stop()
 
@@ -108,14 +111,25 @@ def choose_alike(name: str, mesh: Mesh) -> tuple[Kernels, str]:
 
 def load_into(state: TrainState, origin: Origin, checkpoint: CheckpointConfig, log: Log) -> None:
     """Fill a state from a checkpoint of any layout. Raises DataError."""
-    with_moments = not (origin.weights_only or checkpoint.no_load_optim)
-    state.fill(origin.load, with_moments)
-    if not origin.weights_only:
+    with_moments = not checkpoint.no_load_optim
+    if origin.weights_only:
+        state.begin_with(origin.load)
+    else:
+        state.fill(origin.load, with_moments)
         saved = origin.state
         steps = saved["optimizer_steps"] if with_moments else 0
         state.continue_after(saved["iteration"], saved["consumed_samples"], steps)
         state.recall(saved)
     log.line(f"{'weights of' if origin.weights_only else 'continuing'} {origin.path}")
+
+
+def say_best(checkpoint: CheckpointConfig, log: Log) -> None:
+    """Name the checkpoint of lowest validation loss, for whoever evaluates or exports the run."""
+    best = best_checkpoint(checkpoint.save) if checkpoint.save else None
+    if best is not None:
+        path, loss = best
+        step = int(path.name.removeprefix("iter_"))
+        log.line(f"best: {path}, validation loss {loss:.6g}: --ckpt-step {step} opens it")
 
 
 def save_run_files(config: Config, tokenizer: Tokenizer) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from megatron_yuyuan.config import Config, OptimizerConfig, TrainingConfig, config_fields
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
 from megatron_yuyuan.validation_layout import Problems, divisors, layout_problems, one_of
+from megatron_yuyuan.validation_lora import lora_problems
 
 
 def validate(config: Config, world_size: int) -> None:
@@ -18,7 +19,7 @@ def validate(config: Config, world_size: int) -> None:
         problems = [*_model(config), *_attention(config), *layout_problems(config, world_size)]
         problems += [*_length(config), *_learning_rate(config), *_optimizer(config)]
         problems += [*_precision(config), *_retention(config), *_logging(config, world_size)]
-        problems += _without_effect(config)
+        problems += [*lora_problems(config.model), *_without_effect(config)]
     if problems:
         raise ConfigErrors(problems)
 
@@ -47,6 +48,7 @@ DYNAMIC_SCALE = ("initial_loss_scale", "min_loss_scale", "loss_scale_window", "h
 NEEDED_BY = {
     "save": ("async_save", "save_retain_interval", "keep_last", "keep_best"),
     "save_interval": ("save_retain_interval",),
+    "lora_rank": ("lora_alpha", "lora_target_modules"),
     "profile": ("profile_step_start", "profile_step_end", "profile_ranks"),
     "fp16": ("loss_scale", *DYNAMIC_SCALE),
 }
@@ -107,9 +109,10 @@ def _attention(config: Config) -> Problems:
             "unfused attention drops by the counter",
             "--attention-dropout-rng counter",
         )
-    if m.attention_unfused and config.data.reset_attention_mask:
+    divided = "packing" if config.data.packing else "reset_attention_mask"
+    if m.attention_unfused and config.data.divides_attention:
         yield ConfigError(
-            "reset_attention_mask with attention_impl=fused_softmax (attention_backend=local)",
+            f"{divided} with attention_impl=fused_softmax (attention_backend=local)",
             "its kernel knows the causal mask alone, and would not be used",
             "--attention-impl sdpa",
         )
@@ -117,9 +120,9 @@ def _attention(config: Config) -> Problems:
         if not half:
             why = "it computes in half precision alone"
             yield ConfigError(f"{asked} in float32", why, "--bf16, or --attention-backend auto")
-        if config.data.reset_attention_mask:
+        if config.data.divides_attention:
             why = "it knows the causal mask alone, no document's"
-            yield ConfigError(f"{asked} with reset_attention_mask", why, "efficient, or auto")
+            yield ConfigError(f"{asked} with {divided}", why, "efficient, or auto")
     if m.attention_backend == "fused" and m.attention_dropout:
         yield ConfigError(
             f"attention_backend=fused with attention_dropout={m.attention_dropout}",

@@ -54,7 +54,7 @@ def test_an_attribute_of_something_else_reads_no_field():
 
 TOGETHER = [
     ("yuyuan_3.5b yuyuan_3.5b_32xA100", 32, {}),
-    ("yuyuan_3.5b yuyuan_qa_16xA100", 16, {}),
+    ("yuyuan_3.5b yuyuan_qa_16xA100", 16, {"save": "runs/qa"}),
     ("tiny quickstart_pretrain", 8, {"vocab_size": 1024}),
     ("tiny quickstart_finetune", 2, {"vocab_size": 1024}),
     ("small_cpu", 2, {"vocab_size": 1024, "train_iters": 1}),

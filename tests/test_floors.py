@@ -14,6 +14,7 @@ FLOORS = [
         "config_toml",
         "validation",
         "validation_layout",
+        "validation_lora",
         "cli",
         "log",
         "panel",

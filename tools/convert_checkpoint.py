@@ -1,27 +1,93 @@
-"""Turn a run's checkpoint into a Hugging Face directory, or a Hugging Face GPT-2 into a run to
+"""Turn a run's checkpoint into a Hugging Face or Megatron-core directory, or one of these into a run to
 start from.
 
     python tools/convert_checkpoint.py --to hf --load RUN --save DIR [--ckpt-step N] [--dtype bfloat16]
     python tools/convert_checkpoint.py --from hf --load HF_DIR --save RUN
+    python tools/convert_checkpoint.py --to megatron --load RUN --save DIR
+    python tools/convert_checkpoint.py --from megatron --load DIR --save RUN --tokenizer-type ... --tokenizer-model ...
 
-An export opens with transformers and with --load of this package's tools; what it computes is
-compared with the checkpoint before it appears. An import is a checkpoint of iteration 0: pass it as
---load RUN --finetune.
+--load of --to may be a Hugging Face directory too. An import is a checkpoint of iteration 0: pass it as
+--load RUN --finetune. Both sides compute the logits of a few tokens before anything appears, and the
+conversion ends with an error if they differ. An export needs the memory of the embedding and a layer,
+an import that of the model.
 """
 
+import argparse
 from collections.abc import Sequence
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
-from megatron_yuyuan.errors import ConfigError
+from megatron_yuyuan.data.tokenizer import (
+    TOKENIZER_FIELDS,
+    add_tokenizer_arguments,
+    named_tokenizer,
+)
+
+OF = {
+    "--dtype": "--to hf",
+    "--num-attention-heads": "--from megatron",
+    "--trust": "--from megatron",
+    **{f"--{name.replace('_', '-')}": "--from megatron" for name in TOKENIZER_FIELDS},
+}
+"""Flag -> the only direction that it belongs to."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Read the command line, convert, say what was written. Raises ConfigError, DataError,
     UnsafeError."""
+    options = _parse(args)
+    if options.origin:
+        _import(options)
+    else:
+        _export(options)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from megatron_yuyuan.checkpoint.model import open_model  # torch: after --help
+
+    source = open_model(options.load, options.ckpt_step or None)
+    if options.to == "hf":
+        from megatron_yuyuan.checkpoint.hf import export_directory
+
+        dtype, rows = options.dtype or "float32", source.config.vocab_size
+        written = export_directory(source, options.save, dtype)
+    else:
+        from megatron_yuyuan.checkpoint.megatron_convert import export_megatron
+
+        dtype, rows = "float32", source.config.padded_vocab_size
+        written = export_megatron(source, options.save)
+    print(f"exported {source.path} as {dtype}; logits checked against the checkpoint")
+    if rows < source.config.padded_vocab_size:
+        print(f"vocabulary: {source.config.padded_vocab_size} rows trimmed to {rows}")
+    print(f"written {written.absolute()}: {', '.join(sorted(p.name for p in written.iterdir()))}")
+
+
+def _import(options: argparse.Namespace) -> None:
+    if options.origin == "hf":
+        from megatron_yuyuan.checkpoint.hf import import_directory
+
+        run = import_directory(options.load, options.save)
+    else:
+        from megatron_yuyuan.checkpoint.megatron_convert import import_megatron
+
+        run = import_megatron(
+            options.load,
+            options.save,
+            named_tokenizer(options),
+            options.ckpt_step or None,
+            options.num_attention_heads,
+            options.trust,
+        )
+    print(f"written {run.absolute()}: checkpoint iter_0000000 of {options.load}; logits checked")
+    print(f"next: finetune_qa.py --load {options.save} ... or, to go on pretraining,")
+    print(f"      pretrain_gpt.py --load {options.save} --finetune ...")
+
+
+def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     direction = parser.add_mutually_exclusive_group(required=True)
-    direction.add_argument("--to", choices=("hf",), help="export to this format")
-    direction.add_argument("--from", dest="origin", choices=("hf",), help="import from this format")
+    formats = ("hf", "megatron")
+    direction.add_argument("--to", choices=formats, help="export to this format")
+    direction.add_argument("--from", dest="origin", choices=formats, help="import from this format")
     parser.add_argument("--load", required=True, metavar="DIR", help="what is converted")
     parser.add_argument(
         "--save", required=True, metavar="DIR", help="what is made; must not exist, or be empty"
@@ -31,7 +97,7 @@ def main(args: Sequence[str] | None = None) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="iteration to export; 0 (default): the latest",
+        help="iteration of --load; 0 (default): the latest",
     )
     parser.add_argument(
         "--dtype",
@@ -39,34 +105,29 @@ def main(args: Sequence[str] | None = None) -> None:
         default=None,
         help="of an export's weights (default: float32)",
     )
-    options = parser.parse_args(args)
-    if options.origin and (options.dtype or options.ckpt_step):
-        raise ConfigError(
-            "--dtype and --ckpt-step belong to --to hf",
-            "an import is float32, iteration 0",
-            "leave them out",
-        )
-    from megatron_yuyuan.checkpoint.hf import (
-        export_directory,
-        import_directory,
-    )  # torch: after --help
-    from megatron_yuyuan.checkpoint.model import load_model
-
-    if options.origin:
-        run = import_directory(options.load, options.save)
-        print(f"written {run.absolute()}: checkpoint iter_0000000 of {options.load}")
-        print(f"next: finetune_qa.py --load {options.save} ... or, to go on pretraining,")
-        print(f"      pretrain_gpt.py --load {options.save} --finetune ...")
-        return
-    dtype = options.dtype or "float32"
-    loaded = load_model(options.load, options.ckpt_step or None)
-    export = export_directory(loaded, options.save, dtype)
-    config = loaded.model.config
-    print(f"exported {loaded.path} as {dtype}; logits and token ids checked against the checkpoint")
-    print(f"vocabulary: {config.padded_vocab_size} rows trimmed to {config.vocab_size}")
-    print(
-        f"written {export.absolute()}: {', '.join(sorted(path.name for path in export.iterdir()))}"
+    group = parser.add_argument_group("--from megatron")
+    group.add_argument(
+        "--num-attention-heads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="where the checkpoint's arguments cannot be read without running code",
     )
+    group.add_argument(
+        "--trust",
+        action="store_true",
+        help="open legacy mp_rank_* files, which may run code, in a process of their own",
+    )
+    add_tokenizer_arguments(group)
+    options = parser.parse_args(args)
+    chosen = f"--to {options.to}" if options.to else f"--from {options.origin}"
+    for flag, belongs in OF.items():
+        name = flag[2:].replace("-", "_")
+        if chosen != belongs and getattr(options, name) != parser.get_default(name):
+            parser.error(f"{flag} belongs to {belongs}")
+    if chosen == "--from hf" and options.ckpt_step:
+        parser.error("--ckpt-step is of a run or of a Megatron directory")
+    return options
 
 
 if __name__ == "__main__":

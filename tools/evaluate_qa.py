@@ -1,37 +1,68 @@
-"""Answer the questions of a JSONL file and score the answers.
+"""Answer the questions of a JSONL file, or take the answers of one, and score them.
 
-    python tools/evaluate_qa.py --load RUN --data medquad_test.jsonl --limit 100 --output answers.jsonl
+    python tools/evaluate_qa.py --load RUN --data medquad_test.jsonl --output answers.jsonl --html answers.html
+    python tools/evaluate_qa.py --load RUN --data medquad_test.jsonl --temperature 0.7 --top-p 0.6
+    python tools/evaluate_qa.py --predictions answers.jsonl
 
 Every line of --data is {"question": ..., "answer": ...}, as tools/preprocess_data.py writes it for
-held-out pairs. Printed: BLEU-1 to BLEU-4 with their protocol, exact match, some answers. --output
-gets question, reference and answer of every pair.
+held-out pairs. Answers are greedy; with a --temperature above 0, one sample of each is scored beside
+them. Printed: BLEU-1 to BLEU-4, exact match, token F1 and chrF, each under its protocol, and some
+answers. --predictions needs no model: its lines are those that --output writes.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
 from megatron_yuyuan.data.files import AtomicFiles
-from megatron_yuyuan.data.medquad import read_qa_jsonl
+from megatron_yuyuan.data.medquad import QuestionAnswer, read_qa_jsonl
 from megatron_yuyuan.errors import DataError
-from megatron_yuyuan.evaluate.arguments import (
-    add_model_arguments,
-    add_sampling_arguments,
-    describe_sampling,
-    sampling,
+from megatron_yuyuan.evaluate.answers import (
+    Answered,
+    Systems,
+    read_predictions,
+    score_systems,
+    write_predictions,
 )
+from megatron_yuyuan.evaluate.answers_page import answers_page
+from megatron_yuyuan.evaluate.arguments import add_sampling_arguments, describe_sampling, sampling
+from megatron_yuyuan.evaluate.scores import Scores, report, signatures
 
 SAMPLES = 3
-"""Answers that are printed."""
+"""Questions whose answers are printed."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Read the command line, answer, score, report. Raises ConfigError, DataError, UnsafeError."""
-    options = _parse(args)
+    """Read the command line, answer or read answers, score, report. Raises ConfigError, DataError,
+    UnsafeError."""
+    options, begun = _parse(args), time.perf_counter()
+    with AtomicFiles() as files:  # opened first: nobody waits for answers that cannot be written
+        output = files.open(options.output) if options.output else None
+        html = files.open(options.html) if options.html else None
+        systems = read_predictions(options.predictions) if options.predictions else ask(options)
+        if output:
+            write_predictions(output, systems)
+        if html:
+            html.write(answers_page(f"Answers of {'; '.join(systems)}", systems).encode())
+    scores = score_systems(systems)
+    if options.json:
+        print(json.dumps(figures(scores), indent=2, ensure_ascii=False))
+        return
+    print(report(scores))
+    show(systems)
+    seconds, questions = time.perf_counter() - begun, len(next(iter(systems.values())))
+    print(f"\n{questions} questions in {seconds:.1f} s")
+    for path in filter(None, (options.output, options.html)):
+        print(f"written {Path(path).absolute()}")
+
+
+def ask(options: argparse.Namespace) -> dict[str, list[Answered]]:
+    """What the model of --load says to the questions of --data, by system: greedy and, with a
+    --temperature, sampled."""
     pairs = spread(list(read_qa_jsonl(options.data)), options.limit)
     if not pairs:
         raise DataError(
@@ -39,69 +70,91 @@ def main(args: Sequence[str] | None = None) -> None:
             "there is nothing to score",
             "a JSONL file of question and answer",
         )
+    from megatron_yuyuan.checkpoint.hf_start import PREFIX
     from megatron_yuyuan.checkpoint.model import load_model  # torch: after --help and a wrong path
-    from megatron_yuyuan.evaluate.bleu import bleu_table, score
-    from megatron_yuyuan.evaluate.generate import answer
+    from megatron_yuyuan.evaluate.generate import answer_all
 
-    loaded = load_model(options.load, options.ckpt_step or None, options.device)
-    begun, answers = time.perf_counter(), []
-    with AtomicFiles() if options.output else nullcontext() as files:
-        stream = files.open(options.output) if files else None
-        for pair in pairs:
-            answers.append(answer(loaded, pair.question, **sampling(options)))
-            if stream:
-                record = {
-                    "question": pair.question,
-                    "reference": pair.answer,
-                    "answer": answers[-1],
-                }
-                stream.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-    seconds = time.perf_counter() - begun
-
-    scores = score(answers, [pair.answer for pair in pairs])
-    print(bleu_table({Path(options.load).absolute().name: scores}, describe_sampling(options)))
-    print(f"\nexact match: {scores.exact_match:.4f}")
-    for pair, text in list(zip(pairs, answers, strict=True))[:SAMPLES]:
-        print(
-            f"\nquestion:  {pair.question}\nreference: {_short(pair.answer)}\nanswer:    {_short(text)}"
-        )
-    print(f"\n{len(pairs)} questions in {seconds:.1f} s")
-    if options.output:
-        print(f"written {Path(options.output).absolute()}")
+    directory = options.load.removeprefix(PREFIX)
+    loaded = load_model(directory, options.ckpt_step or None, options.device)
+    name, systems = Path(directory).absolute().name, {}
+    for decoding in decodings(options):
+        answers = answer_all(loaded, [pair.question for pair in pairs], **sampling(decoding))
+        systems[f"{name}, {describe_sampling(decoding)}"] = [
+            Answered(pair.question, pair.answer, text)
+            for pair, text in zip(pairs, answers, strict=True)
+        ]
+    return systems
 
 
-def spread(pairs: list, limit: int) -> list:
+def decodings(options: argparse.Namespace) -> list[argparse.Namespace]:
+    """The options of every decoding that is scored: greedy first."""
+    greedy = argparse.Namespace(**vars(options) | {"temperature": 0.0})
+    return [greedy, options] if options.temperature else [greedy]
+
+
+def spread(pairs: list[QuestionAnswer], limit: int) -> list[QuestionAnswer]:
     """`limit` of the pairs (0: all), evenly over the list: MedQuAD's files stand source by source."""
     if not limit or len(pairs) <= limit:
         return pairs
     return [pairs[i * len(pairs) // limit] for i in range(limit)]
 
 
+def figures(scores: dict[str, Scores]) -> dict:
+    """What --json prints: the protocols, and the scores of every system under the same names."""
+    return {
+        "signatures": signatures(),
+        "systems": {system: asdict(of) for system, of in scores.items()},
+    }
+
+
+def show(systems: Systems) -> None:
+    """The first questions with what was said to them."""
+    for answers in list(zip(*systems.values(), strict=True))[:SAMPLES]:
+        print(f"\nquestion:  {answers[0].question}\nreference: {_short(answers[0].reference)}")
+        for answered in answers:
+            print(f"answer:    {_short(answered.answer)}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
-    add_model_arguments(parser)
-    parser.add_argument(
-        "--data", required=True, metavar="FILE.jsonl", help="questions and their answers"
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--load", metavar="DIR", help="run directory, or a Hugging Face GPT-2")
+    source.add_argument(
+        "--predictions", metavar="FILE.jsonl", help="answers that are scored as they are"
     )
+    parser.add_argument("--data", metavar="FILE.jsonl", help="questions and their answers")
     parser.add_argument(
         "--limit",
         type=int,
         default=100,
         metavar="N",
-        help="pairs, spread evenly over the file; 0: all (default: 100)",
+        help="pairs, spread evenly over --data; 0: all (default: 100)",
+    )
+    parser.add_argument("--output", metavar="FILE.jsonl", help="where every answer goes")
+    parser.add_argument("--html", metavar="FILE.html", help="where they go as a page to read")
+    parser.add_argument("--json", action="store_true", help="print the figures as a JSON object")
+    parser.add_argument(
+        "--ckpt-step", type=int, default=0, metavar="N", help="iteration of the run; 0 the latest"
     )
     parser.add_argument(
-        "--output", default="", metavar="FILE.jsonl", help="where every answer goes"
+        "--device", default="cpu", choices=("cpu", "cuda"), help="where the model lives"
     )
     add_sampling_arguments(parser)
     options = parser.parse_args(args)
     if options.limit < 0:
         parser.error("--limit is a number of pairs, 0 for all")
+    if options.load and not options.data:
+        parser.error("--load needs --data, the questions that are asked")
+    for name in ("data", "limit", "ckpt_step", "device", *sampling(options)):
+        if options.predictions and getattr(options, name) != parser.get_default(name):
+            parser.error(
+                f"--{name.replace('_', '-')} is for --load: nothing is asked with --predictions"
+            )
     return options
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else text[:200] + "..."
 
 
 if __name__ == "__main__":

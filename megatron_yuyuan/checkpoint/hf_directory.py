@@ -3,14 +3,14 @@ JSON, weights are safetensors or opened with weights_only."""
 
 import json
 import pickle
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatron_yuyuan.checkpoint.hf_format import from_huggingface, model_config
+from megatron_yuyuan.checkpoint.hf_format import model_config
 from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
 from megatron_yuyuan.errors import DataError, UnsafeError
@@ -47,28 +47,37 @@ def read_fitting_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
     return tokenizer
 
 
-def read_directory(directory: str | Path) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer]:
-    """Shape, tensors under our names and tokenizer of a Hugging Face GPT-2 directory.
+class SafetensorsFiles(Mapping[str, Tensor]):
+    """Tensors of safetensors files by name. A file is mapped into memory as long as a tensor of it is
+    in use, and read where the tensor is. Raises SafetensorError and OSError."""
 
-    Raises DataError (damaged, incomplete, another kind of model, more tokens than rows of the
-    embedding) and UnsafeError (it brings code).
-    """
-    directory = Path(directory)
-    config = read_config(directory)
-    tokenizer = read_fitting_tokenizer(directory, config)
-    return config, from_huggingface(read_tensors(directory), config), tokenizer
+    def __init__(self, paths: list[Path]):
+        self._paths: dict[str, Path] = {}
+        for path in paths:
+            with safe_open(path, framework="pt") as file:
+                self._paths |= dict.fromkeys(file.keys(), path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self._paths[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
 
-def read_tensors(directory: Path) -> dict[str, Tensor]:
+def read_tensors(directory: Path) -> Mapping[str, Tensor]:
     """Every tensor of model.safetensors, of its shards, or of pytorch_model.bin, under the names that
     they have there. Files are mapped into memory, and read when their tensors are used; only a
     pytorch_model.bin of torch before 1.6 is read whole. Raises DataError and UnsafeError."""
     index = directory / "model.safetensors.index.json"
     try:
         if (directory / "model.safetensors").exists():
-            return load_file(directory / "model.safetensors")
+            return SafetensorsFiles([directory / "model.safetensors"])
         if index.exists():
-            return _read_shards(index)
+            return SafetensorsFiles(_shards(index))
         if (directory / "pytorch_model.bin").exists():
             return _read_pickled(directory / "pytorch_model.bin")
     except pickle.UnpicklingError:
@@ -97,7 +106,8 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names. Raises DataError and UnsafeError."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise DataError(
@@ -105,16 +115,15 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             "it says which file holds which tensor",
             "the file as it was published",
         )
-    tensors = {}
-    for name in sorted(set(names.values())):
+    shards = sorted(set(names.values()))
+    for name in shards:
         if Path(name).name != name:
             raise UnsafeError(
                 f"{index} names {name!r}",
                 "it lies outside the model's directory",
                 "a model from a source you trust",
             )
-        tensors |= load_file(index.parent / name)
-    return tensors
+    return [index.parent / name for name in shards]
 
 
 def read_json(path: Path) -> dict:

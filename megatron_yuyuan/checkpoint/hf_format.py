@@ -12,6 +12,7 @@ Source of the layout: Hugging Face transformers, models/gpt2 (Conv1D and GPT2Att
 are opened by `hf_directory`.
 """
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -49,19 +50,21 @@ means the first."""
 def to_huggingface(state_dict: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Our tensors (GPT2.state_dict(), undivided) under Hugging Face's names, in its layout; dtypes
     are kept."""
-    renamed = {}
-    for name, tensor in state_dict.items():
-        if name == "wte.weight":
-            tensor = tensor[: config.vocab_size]
-        if ".c_attn." in name:
-            tensor = _regroup(tensor, config.num_attention_heads, 3)
-        if name.endswith(TRANSPOSED):
-            tensor = tensor.t()
-        renamed[PREFIX + name] = tensor.detach().contiguous()
-    return renamed
+    return {PREFIX + name: huggingface_tensor(name, t, config) for name, t in state_dict.items()}
 
 
-class HuggingFaceWeights:
+def huggingface_tensor(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+    """One of our tensors in Hugging Face's layout."""
+    if name == "wte.weight":
+        tensor = tensor[: config.vocab_size]
+    if ".c_attn." in name:
+        tensor = _regroup(tensor, config.num_attention_heads, 3)
+    if name.endswith(TRANSPOSED):
+        tensor = tensor.t()
+    return tensor.detach().contiguous()
+
+
+class HuggingFaceWeights(Mapping[str, Tensor]):
     """Hugging Face's tensors, each under our name and in our layout when it is asked for.
 
     Names may lack `transformer.`; lm_head.weight is accepted where it is the embedding, and masks
@@ -69,41 +72,45 @@ class HuggingFaceWeights:
     another shape, or the head is not tied.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], config: ModelConfig):
-        self._config = config
-        self._given = {
-            name.removeprefix(PREFIX): tensor
-            for name, tensor in tensors.items()
-            if not name.endswith(OLD_BUFFERS)
-        }
-        head = self._given.pop("lm_head.weight", None)
-        _check_shapes(self._given, config)
-        if head is not None and not torch.equal(head, self._given["wte.weight"]):
+    def __init__(self, tensors: Mapping[str, Tensor], config: ModelConfig):
+        self._tensors, self._config = tensors, config
+        self._theirs = {n.removeprefix(PREFIX): n for n in tensors if not n.endswith(OLD_BUFFERS)}
+        head = self._theirs.pop("lm_head.weight", None)
+        shapes = {name: tuple(tensors[theirs].shape) for name, theirs in self._theirs.items()}
+        require_shapes(shapes, _huggingface_shapes(config))
+        if head is not None and not torch.equal(tensors[head], tensors[self._theirs["wte.weight"]]):
             raise DataError(
                 "lm_head.weight differs from wte.weight",
                 "this GPT-2 predicts with its embedding",
                 "a model with tie_word_embeddings true",
             )
-        self.names = tuple(self._given)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._theirs)
+
+    def __len__(self) -> int:
+        return len(self._theirs)
 
     def __getitem__(self, name: str) -> Tensor:
         """One tensor, of the dtype it has; padding rows of the embedding are zeros."""
-        tensor, config = self._given[name], self._config
+        tensor, config = self._tensors[self._theirs[name]], self._config
         if name.endswith(TRANSPOSED):
             tensor = tensor.t()
         if ".c_attn." in name:
             tensor = _regroup(tensor, 3, config.num_attention_heads)
-        if name == "wte.weight":
-            padding = config.padded_vocab_size - config.vocab_size
-            tensor = torch.cat([tensor, tensor.new_zeros(padding, config.hidden_size)])
-        return tensor.contiguous()
+        return padded(tensor, config) if name == "wte.weight" else tensor.contiguous()
 
 
-def from_huggingface(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def padded(rows: Tensor, config: ModelConfig) -> Tensor:
+    """An embedding with at least vocab_size rows, cut there and filled with zeros to the padded size."""
+    padding = config.padded_vocab_size - config.vocab_size
+    return torch.cat([rows[: config.vocab_size], rows.new_zeros(padding, rows.shape[1])])
+
+
+def from_huggingface(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """The inverse of `to_huggingface`; padding rows of the embedding are zeros. Raises DataError as
     `HuggingFaceWeights`."""
-    weights = HuggingFaceWeights(tensors, config)
-    return {name: weights[name] for name in weights.names}
+    return dict(HuggingFaceWeights(tensors, config))
 
 
 def _regroup(rows: Tensor, outer: int, inner: int) -> Tensor:
@@ -111,16 +118,22 @@ def _regroup(rows: Tensor, outer: int, inner: int) -> Tensor:
     return rows.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def _check_shapes(given: dict[str, Tensor], config: ModelConfig) -> None:
+def _huggingface_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Our names -> shapes in Hugging Face's layout."""
     with torch.device("meta"):
         expected = to_huggingface(GPT2(config).state_dict(), config)
-    shapes = {name.removeprefix(PREFIX): tuple(tensor.shape) for name, tensor in expected.items()}
-    faults = [f"{name} is missing" for name in shapes.keys() - given.keys()]
-    faults += [f"{name} is unknown" for name in given.keys() - shapes.keys()]
+    return {name.removeprefix(PREFIX): tuple(tensor.shape) for name, tensor in expected.items()}
+
+
+def require_shapes(given: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
+    """Raises DataError, naming the tensors at fault, where names or shapes are not those of the
+    model."""
+    faults = [f"{name} is missing" for name in expected.keys() - given.keys()]
+    faults += [f"{name} is unknown" for name in given.keys() - expected.keys()]
     faults += [
-        f"{name} is {tuple(given[name].shape)}, expected {shape}"
-        for name, shape in shapes.items()
-        if name in given and tuple(given[name].shape) != shape
+        f"{name} is {given[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in given and given[name] != shape
     ]
     if faults:
         shown = "; ".join(sorted(faults)[:5]) + (
@@ -129,7 +142,7 @@ def _check_shapes(given: dict[str, Tensor], config: ModelConfig) -> None:
         raise DataError(
             f"these weights are not those of the configuration: {shown}",
             "each tensor has one place in the model",
-            "the config.json that belongs to the weights",
+            "the configuration that belongs to the weights",
         )
 
 

@@ -23,10 +23,33 @@ _TENSOR_CLASSES = {
         "_MEM_FORMAT_ENCODING",
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    "torch.distributed.checkpoint.planner": {
+        "BytesIOWriteData",
+        "SavePlan",
+        "TensorWriteData",
+        "WriteItem",
+        "WriteItemType",
+    },
     "pathlib": {"PosixPath", "WindowsPath"},
     "pathlib._local": {"PosixPath", "WindowsPath"},
 }
-"""What DCP's .metadata is made of; beside these it names dtypes of torch."""
+"""What DCP's .metadata is made of (Megatron-core adds the plan of saving); beside these it names
+dtypes of torch."""
+_MEGATRON_CLASSES = {
+    ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"),
+    ("megatron.core.dist_checkpointing.strategies.torch", "MCoreSavePlan"),
+}
+"""What some releases of Megatron-core add; nothing here needs it."""
+
+
+class _Ignored:
+    """Stands for an object that is not needed; nothing of it is imported or run."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, state) -> None:
+        pass
 
 
 class SafeReader(dcp.FileSystemReader):
@@ -48,6 +71,8 @@ class _RestrictedUnpickler(pickle.Unpickler):
     tensors."""
 
     def find_class(self, module: str, name: str):
+        if (module, name) in _MEGATRON_CLASSES:
+            return _Ignored
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in _TENSOR_CLASSES.get(module, ()):
             return super().find_class(module, name)

@@ -1,10 +1,13 @@
 """A trained model, opened for use: in one process, from a run directory or from a Hugging Face
 directory, or divided over the ranks of a job, from a run directory."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from megatron_yuyuan.checkpoint.dcp import (
     FORMAT_VERSION,
@@ -14,13 +17,21 @@ from megatron_yuyuan.checkpoint.dcp import (
     read_state,
     require_checkpoint,
 )
-from megatron_yuyuan.checkpoint.hf_directory import read_directory, read_json
+from megatron_yuyuan.checkpoint.hf_directory import (
+    read_config,
+    read_fitting_tokenizer,
+    read_json,
+    read_tensors,
+)
+from megatron_yuyuan.checkpoint.hf_format import HuggingFaceWeights
+from megatron_yuyuan.checkpoint.stored import StoredWeights
 from megatron_yuyuan.config import Config, ModelConfig, ParallelConfig, TrainingConfig
 from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
 from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
-from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.gpt2 import GPT2, store_by_columns
+from megatron_yuyuan.model.lora import factor_shapes, merge_factors
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.parallel.forward import DividedModel
 from megatron_yuyuan.parallel.plan import build_stages
@@ -29,6 +40,20 @@ from megatron_yuyuan.validation import validate
 
 EXPORT_NOTES = "yuyuan.json"
 """What Hugging Face's files have no place for: the template, and how far the model was trained."""
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model on the disk with everything that its conversion needs."""
+
+    config: ModelConfig
+    weights: Mapping[str, Tensor]
+    """Undivided, by name; each is read when it is asked for."""
+    tokenizer: Tokenizer
+    template: QuestionTemplate
+    state: dict
+    path: Path
+    """This and those above: as of a `LoadedModel`."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +69,34 @@ class LoadedModel:
     path: Path
     """The checkpoint, or the Hugging Face directory."""
 
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return self.model.config
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """By name, of a model that is not divided."""
+        return self.model.state_dict()
+
+
+def open_model(directory: str | Path, iteration: int | None = None) -> StoredModel:
+    """What `load_model` opens, with its weights left on the disk. Raises as `load_model`."""
+    directory = Path(directory)
+    if find_checkpoint(directory, iteration) is None and (directory / "config.json").exists():
+        config = read_config(directory)
+        tokenizer = read_fitting_tokenizer(directory, config)
+        template = _noted_template(directory)
+        weights = HuggingFaceWeights(read_tensors(directory), config)
+        state = imported_state(config, tokenizer, template)
+        return StoredModel(config, weights, tokenizer, template, state, directory)
+    path, state, tokenizer = _open_run(directory, iteration)
+    config = from_dict({"model": state["config"]["model"]}).model
+    weights = StoredWeights(path, config)
+    config = dataclasses.replace(config, lora_rank=0)
+    template = QuestionTemplate.from_dict(state["template"])
+    return StoredModel(config, weights, tokenizer, template, state, path)
+
 
 def load_model(
     directory: str | Path, iteration: int | None = None, device: str | torch.device = "cpu"
@@ -51,7 +104,8 @@ def load_model(
     """Open RUN (the checkpoint of `iteration`, None the latest) or a directory with Hugging Face's
     config.json.
 
-    Any layout may have saved the run. Raises DataError: no checkpoint, damaged, or the tokenizer
+    Any layout may have saved the run; the factors of one that was finetuned with LoRA are merged into
+    their matrices. Raises DataError: no checkpoint, damaged, or the tokenizer
     beside it is not the one it was trained with; UnsafeError: a file that would run code;
     ConfigError: a device that is not there.
     """
@@ -63,8 +117,14 @@ def load_model(
     if find_checkpoint(directory, iteration) is None and (directory / "config.json").exists():
         return _open_huggingface(directory, device)
     path, state, tokenizer = _open_run(directory, iteration)
-    model = _empty(from_dict({"model": state["config"]["model"]}).model, device)
-    load_tensors(path, {f"model.{name}": tensor for name, tensor in model.state_dict().items()})
+    config = from_dict({"model": state["config"]["model"]}).model
+    model = _empty(dataclasses.replace(config, lora_rank=0), device)
+    weights = model.state_dict()
+    factors = {n: torch.empty(s, device=device) for n, s in factor_shapes(config).items()}
+    load_tensors(path, {f"model.{name}": t for name, t in (weights | factors).items()})
+    merge_factors(weights, factors, config)
+    if model.device.type == "cpu":
+        store_by_columns(model)
     return LoadedModel(model, tokenizer, QuestionTemplate.from_dict(state["template"]), state, path)
 
 
@@ -105,14 +165,26 @@ def _open_run(directory: Path, iteration: int | None) -> tuple[Path, dict, Token
 
 
 def _open_huggingface(directory: Path, device) -> LoadedModel:
-    config, tensors, tokenizer = read_directory(directory)
-    model = _empty(config, device)
-    model.load_state_dict(tensors)
+    stored = open_model(directory)
+    model = fill(stored.config, stored.weights, device)
+    if model.device.type == "cpu":
+        store_by_columns(model)
+    return LoadedModel(model, stored.tokenizer, stored.template, stored.state, directory)
+
+
+def _noted_template(directory: Path) -> QuestionTemplate:
+    """The template of an export of ours; of another directory the one that we train with."""
     notes = read_json(directory / EXPORT_NOTES) if (directory / EXPORT_NOTES).exists() else {}
-    template = QuestionTemplate.from_dict(notes.get("template", TEMPLATE.to_dict()))
-    return LoadedModel(
-        model, tokenizer, template, _imported_state(config, tokenizer, template), directory
-    )
+    return QuestionTemplate.from_dict(notes.get("template", TEMPLATE.to_dict()))
+
+
+@torch.no_grad()
+def fill(config: ModelConfig, weights: Mapping[str, Tensor], device="cpu") -> GPT2:
+    """A model with these weights, of which no more than one is in memory beside it."""
+    model = _empty(config, device)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
+    return model
 
 
 def _empty(config: ModelConfig, device) -> GPT2:
@@ -121,7 +193,7 @@ def _empty(config: ModelConfig, device) -> GPT2:
     return model.to_empty(device=device).eval()
 
 
-def _imported_state(config: ModelConfig, tokenizer: Tokenizer, template: QuestionTemplate) -> dict:
+def imported_state(config: ModelConfig, tokenizer: Tokenizer, template: QuestionTemplate) -> dict:
     """state.json of weights that come from elsewhere: iteration 0, nothing read, no optimizer."""
     whole = Config(model=config).replace(seq_length=config.max_position_embeddings)
     return {

@@ -1,8 +1,18 @@
-"""README.md of an exported model: what it is, how it was trained as far as known, how to ask it,
-its limits."""
+"""README.md of an exported model: what it is, how it was trained and what it scored as far as its run
+knows, how to ask it, its limits."""
 
-from megatron_yuyuan.checkpoint.model import LoadedModel
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_yuyuan.checkpoint.model import LoadedModel, StoredModel
+from megatron_yuyuan.config import Config
 from megatron_yuyuan.config_toml import from_dict
+from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.log import read_metrics
+
+SCORES = "scores.json"
+"""In the run's directory: what `tools/evaluate_qa.py --json` printed."""
 
 CARD = """---
 language: en
@@ -15,11 +25,15 @@ tags: [gpt2, medical, question-answering]
 
 A GPT-2 ({parameters:,} parameters: {layers} layers, width {width}, {heads} heads, {positions} positions, {vocabulary}
 tokens) of megatron_yuyuan, which trains medical language models on PubMed and finetunes them on MedQuAD. These files
-are in Hugging Face's format.
+are in Hugging Face's format; the weights are {dtype}.
 
 ## Training
 
 {training}
+
+## Scores
+
+{scores}
 
 ## Use
 
@@ -43,38 +57,105 @@ English text. State the license of your weights and training data before you pub
 """
 
 
-def model_card(loaded: LoadedModel, name: str) -> str:
-    """Markdown with the YAML head that the Hugging Face Hub reads; `name` is the directory's."""
-    config = loaded.model.config
-    unpadded = (
-        sum(p.numel() for p in loaded.model.parameters())
-        - (config.padded_vocab_size - config.vocab_size) * config.hidden_size
-    )
+def model_card(source: StoredModel | LoadedModel, name: str, dtype: str = "float32") -> str:
+    """Markdown with the YAML head that the Hugging Face Hub reads; `name` is the directory's. Raises
+    DataError: the run's scores cannot be read."""
+    config, run = source.config, source.path.parent
+    padding = (config.padded_vocab_size - config.vocab_size) * config.hidden_size
     return CARD.format(
         name=name,
-        parameters=unpadded,
+        dtype=dtype,
+        parameters=config.num_parameters - padding,
         layers=config.num_layers,
         width=config.hidden_size,
         heads=config.num_attention_heads,
         positions=config.max_position_embeddings,
         vocabulary=config.vocab_size,
-        training=_training(loaded.state),
-        prompt=loaded.template.prompt,
-        answer=loaded.template.answer,
+        training="\n".join(_training(source.state, run)),
+        scores=_scores(run / SCORES),
+        prompt=source.template.prompt,
+        answer=source.template.answer,
         new_tokens=min(64, config.max_position_embeddings // 2),
-        example=loaded.template.prompt_text("What is gout?"),
+        example=source.template.prompt_text("What is gout?"),
     )
 
 
-def _training(state: dict) -> str:
+def _training(state: dict, run: Path) -> Iterator[str]:
+    """Lines of a list: what is known of the run."""
     if not state["iteration"]:
-        return "These weights were imported; how they were trained is not known here."
-    config = from_dict(state["config"])
-    start = (
-        "from the weights of another run" if config.checkpoint.finetune else "from fresh weights"
+        yield "These weights were imported; how they were trained is not known here."
+        return
+    config, samples = from_dict(state["config"]), state["consumed_samples"]
+    start = "the weights of another run" if config.checkpoint.finetune else "fresh weights"
+    if config.model.lora_rank:
+        start += (
+            f"; learned was LoRA of rank {config.model.lora_rank} beside them, which is merged here"
+        )
+    length, batch = config.data.seq_length, config.training.global_batch_size
+    yield f"- start: {start}"
+    yield f"- data: {_data(config)}"
+    yield (
+        f"- {state['iteration']:,} optimizer steps of {batch} samples: {samples:,} samples, each of at "
+        f"most {length:,} tokens ({samples * length:,} tokens at most)"
     )
-    return (
-        f"{state['iteration']:,} optimizer steps {start}, {state['consumed_samples']:,} samples of at most "
-        f"{config.data.seq_length} tokens, {config.training.global_batch_size} a step; AdamW, highest learning "
-        f"rate {config.optimizer.lr:g}, seed {config.training.seed}."
+    yield f"- AdamW, highest learning rate {config.optimizer.lr:g}, seed {config.training.seed}"
+    parallel = config.parallel
+    yield (
+        f"- layout: tensor {parallel.tensor_model_parallel_size} x pipeline "
+        f"{parallel.pipeline_model_parallel_size} on {parallel.device}"
     )
+    yield from _measured(run / "metrics.jsonl", state["iteration"])
+
+
+def _data(config: Config) -> str:
+    """The shards by their names; folders belong to the machine."""
+    words = (*config.data.data_path, *config.data.train_data_path)
+    return ", ".join(Path(word).name for word in words) or "not known"
+
+
+def _measured(path: Path, iteration: int) -> Iterator[str]:
+    """What the run's metrics say of its steps up to the checkpoint; nothing where there are none."""
+    if not path.exists():
+        return
+    steps = [s for s in read_metrics(path, "step") if s["iteration"] <= iteration]
+    if steps:
+        hours = sum(step["seconds"] for step in steps) / 3600
+        yield f"- {hours:.2f} hours of training steps; loss of the last {steps[-1]['lm_loss']:.4f}"
+    found = [e for e in read_metrics(path, "evaluation") if e["iteration"] <= iteration]
+    if found:
+        yield f"- validation loss {found[-1]['validation_loss']:.4f}"
+
+
+def _scores(path: Path) -> str:
+    """Every score of the file, under the signature of its protocol. Raises DataError."""
+    if not path.exists():
+        return "Not measured: this run has no scores beside it."
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = [
+            f"| {system} | {name} | {_shown(value)} | `{signature}` |"
+            for system, scores in document["systems"].items()
+            for name, value, signature in _leaves(scores, document["signatures"])
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error!r}",
+            "the model card states the scores of its run",
+            "the output of tools/evaluate_qa.py --json, or remove the file",
+        ) from None
+    return "\n".join(["| system | score | value | protocol |", "|---|---|---|---|", *rows])
+
+
+def _leaves(scores: dict, signatures: dict) -> Iterator[tuple[str, object, str]]:
+    """(name, value, signature) of every score that has a signature."""
+    for name, signature in signatures.items():
+        if isinstance(signature, dict):
+            for kind, of_kind in signature.items():
+                yield f"{name}, {kind}", scores[name][kind], of_kind
+        else:
+            yield name, scores[name], signature
+
+
+def _shown(value) -> str:
+    values = value if isinstance(value, list) else [value]
+    return " / ".join(f"{number:.4f}" for number in values)

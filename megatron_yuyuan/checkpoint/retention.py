@@ -50,6 +50,17 @@ def remove_superseded(
     return superseded
 
 
+def best_checkpoint(directory: str | Path) -> tuple[Path, float] | None:
+    """The checkpoint of lowest validation loss, of equal ones the latest, with that loss; None where none
+    has one."""
+    found = {_iteration(path): path for path in whole_checkpoints(directory)}
+    losses = dict(_validation_losses({i: path for i, path in found.items() if i is not None}))
+    if not losses:
+        return None
+    best = _best_first(losses)[0]
+    return found[best], losses[best]
+
+
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint so that a kill in between leaves nothing that looks whole and is not."""
     aside = path.with_name(path.name + ".old")
@@ -71,8 +82,12 @@ def _kept(checkpoints: dict[int, Path], checkpoint: CheckpointConfig) -> set[int
         kept |= {i for i in iterations if i % checkpoint.save_retain_interval == 0}
     if checkpoint.keep_best:
         losses = dict(_validation_losses(checkpoints))
-        kept |= set(sorted(losses, key=lambda i: (losses[i], -i))[: checkpoint.keep_best])
+        kept |= set(_best_first(losses)[: checkpoint.keep_best])
     return kept
+
+
+def _best_first(losses: dict[int, float]) -> list[int]:
+    return sorted(losses, key=lambda iteration: (losses[iteration], -iteration))
 
 
 def _validation_losses(checkpoints: dict[int, Path]) -> Iterable[tuple[int, float]]:

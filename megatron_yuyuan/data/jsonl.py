@@ -27,10 +27,13 @@ REMOVE_CONTROLS = dict.fromkeys(map(ord, CONTROLS))
 
 Notice = Callable[[str, int], None]
 """Called with (what was repaired, byte at which its line begins)."""
+Parse = Callable[..., dict]
+"""Called as `parse_line` is."""
 
 
-def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
-    """Yield (line number from 1, object) for every line that is not blank.
+def read_json_lines(path: str | Path, parse: Parse | None = None) -> Iterator[tuple[int, dict]]:
+    """Yield (line number from 1, object) for every line that is not blank, as `parse` reads it (without
+    one `parse_line`).
 
     Raises DataError with the line number: not UTF-8, not JSON (NaN is none), not an object, half of a
     surrogate pair in a string, longer than `LONGEST_LINE`.
@@ -38,18 +41,18 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
     lines = (line for offset, block in _line_blocks(path) for line in _lines(block, offset))
     for number, (position, line) in enumerate(lines, start=1):
         if line.strip():
-            record = _parse(line, path, position, errors="strict")
+            record = (parse or parse_line)(line, path, position, errors="strict")
             if rb"\u" in line and SURROGATE.search(json.dumps(record, ensure_ascii=False)):
                 raise bad_line(path, number, "half of a surrogate pair in a string")
             yield number, record
 
 
-def first_keys(path: str | Path) -> set[str]:
+def first_keys(path: str | Path, parse: Parse | None = None) -> set[str]:
     """The keys of the first line that is not blank. Raises DataError as `read_jsonl_texts`."""
     for offset, block in _line_blocks(path):
         for position, line in _lines(block, offset):
             if line.strip():
-                return set(_parse(line, path, position))
+                return set((parse or parse_line)(line, path, position))
     return set()
 
 
@@ -147,7 +150,7 @@ def _lines(block: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _text_of_line(line: bytes, key: str, path: str | Path, position: int, notice: Notice) -> str:
-    record = _parse(line, path, position)
+    record = parse_line(line, path, position)
     if key not in record or not isinstance(record[key], str):
         string_of(record, (key,), path, line_number(path, position))
     text = record[key]
@@ -160,7 +163,9 @@ def _text_of_line(line: bytes, key: str, path: str | Path, position: int, notice
     return text
 
 
-def _parse(line: bytes, path: str | Path, position: int, errors: str = "surrogateescape") -> dict:
+def parse_line(
+    line: bytes, path: str | Path, position: int, errors: str = "surrogateescape"
+) -> dict:
     """The object on a line; with `surrogateescape`, bytes that are not UTF-8 are surrogates in it."""
     try:
         text = line.decode("utf-8" if position else "utf-8-sig", errors)

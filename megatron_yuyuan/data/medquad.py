@@ -12,6 +12,7 @@ from lxml import etree
 
 from megatron_yuyuan.data.jsonl import bad_line, read_json_lines, string_of
 from megatron_yuyuan.data.medquad_answers import clean_answer, clean_lines, clean_text
+from megatron_yuyuan.data.question_lines import parse_question_line
 from megatron_yuyuan.data.xml_elements import read_elements, text_of
 from megatron_yuyuan.errors import DataError
 
@@ -162,12 +163,12 @@ def write_jsonl(stream: BinaryIO, pairs: Iterable[QuestionAnswer]) -> None:
 
 def read_qa_jsonl(path: str | Path) -> Iterator[QuestionAnswer]:
     """Yield the pairs of a JSONL file with the keys question and answer (or Question and Answer):
-    white space cleaned, lines of the answer kept.
+    white space cleaned, lines of the answer kept. A line may be a Python dictionary too.
 
     Raises DataError with the line number: see `read_json_lines`; a key missing (naming those seen);
     an empty value.
     """
-    for number, record in read_json_lines(path):
+    for number, record in read_json_lines(path, parse_question_line):
         question, answer = (
             string_of(record, (key, key.capitalize()), path, number)
             for key in ("question", "answer")

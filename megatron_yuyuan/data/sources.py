@@ -15,6 +15,7 @@ from megatron_yuyuan.data.jats import read_jats
 from megatron_yuyuan.data.jsonl import Notice, first_keys, read_jsonl_texts
 from megatron_yuyuan.data.medquad import QuestionAnswer, drop_repeats, read_medquad, read_qa_jsonl
 from megatron_yuyuan.data.pubmed import RETRACTED, CitationFilter, number_of, read_pubmed
+from megatron_yuyuan.data.question_lines import parse_question_line
 from megatron_yuyuan.data.records import DELETION_NOTICE
 from megatron_yuyuan.errors import ConfigError, DataError, UnsafeError
 
@@ -205,7 +206,7 @@ def detect_format(path: Path) -> str:
         if element := FIRST_ELEMENT.search(head):
             return ("pubmed-xml", "jats-xml", "medquad-xml")[element.lastindex - 1]
     elif head.startswith(b"{"):
-        keys = {key.lower() for key in first_keys(path)}
+        keys = {key.lower() for key in first_keys(path, parse_question_line)}
         return "qa-jsonl" if {"question", "answer"} <= keys else "jsonl"
     elif path.suffixes[-1:] == [".txt"] or path.suffixes[-2:-1] == [".txt"]:
         return "text"

@@ -41,6 +41,13 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--top-p", type=float, default=1.0, metavar="X", help="draw from this much probability"
     )
     parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1: tokens that the text has already become less likely (default: 1)",
+    )
+    parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the drawing (default: 0)"
     )
 
@@ -65,12 +72,14 @@ def layout_of(options: argparse.Namespace) -> ParallelConfig:
 
 def sampling(options: argparse.Namespace) -> dict:
     """The keyword arguments of `generate` that the flags name."""
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
     return {name: getattr(options, name) for name in names}
 
 
 def describe_sampling(options: argparse.Namespace) -> str:
     """One phrase for a report: how the answers were decoded."""
     if not options.temperature:
-        return f"greedy, max_new_tokens {options.max_new_tokens}"
+        penalty = options.repetition_penalty
+        penalised = f", repetition_penalty {penalty:g}" if penalty != 1 else ""
+        return f"greedy, max_new_tokens {options.max_new_tokens}{penalised}"
     return ", ".join(f"{name} {value:g}" for name, value in sampling(options).items())

@@ -54,12 +54,13 @@ def fused_attention(
 ) -> Tensor:
     """SDPA. q, return (B, N, T, D); k, v (B, N, S, D).
 
-    mask     (1 or B, 1, T, S) bool, True where attention is allowed; None: causal, and T = S
+    mask     (1 or B, 1, T, S) bool, True where attention is allowed; None: causal, and T = S or 1
     dropout  probability by torch's generator
     asked    attention_backend
     """
+    causal = mask is None and q.shape[2] > 1  # SDPA would show a single query the first key alone
     with backends_chosen(asked, q.device, q.dtype, mask is not None, dropout):
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
 
 
 def backends_chosen(

@@ -70,6 +70,10 @@ class KeyValueCache:
     def advance(self, tokens: int) -> None:
         self.length += tokens
 
+    def keep(self, samples: list[int]) -> None:
+        """Go on with these samples alone."""
+        self._store = {layer: (k[samples], v[samples]) for layer, (k, v) in self._store.items()}
+
 
 class Dropout(nn.Module):
     """Dropout of (B, T, C) hidden states by the counter-based generator."""
@@ -196,9 +200,9 @@ class Attention(nn.Module):
     @staticmethod
     def mask(queries: int, keys: int, document_ids: Tensor | None, device) -> Tensor | None:
         """(1 or B, 1, T, S) bool, True where attention is allowed; None for the plain causal
-        square."""
+        square, and for one query, which sees every key."""
         if document_ids is None:
-            return None if queries == keys else causal_mask(queries, keys, device)
+            return None if queries in (1, keys) else causal_mask(queries, keys, device)
         same = document_ids[:, None, -queries:, None] == document_ids[:, None, None, :]
         return same & causal_mask(queries, keys, device)
 
@@ -290,14 +294,16 @@ class GPT2(nn.Module):
         step: int,
         labels: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        last_token_only: bool = False,
     ):
         """One pass through the layers this model holds.
 
         tokens_or_hidden  (B, T) int64 with the embedding, else (B, T, C) from the stage before
         positions         (B, T) int64, row of the position table
-        document_ids      (B, T) int64 or None
+        document_ids      (B, T) int64 or None; with a cache (B, S) of all S tokens so far
         sample_ids, step  see `Sides`
         labels            (B, T) int64 or None
+        last_token_only   give the head (B, 1, C), all that the next token needs
         return            (B, T, C) without the head; else what `LanguageModelHead` returns
         """
         sides = Sides(sample_ids, step, document_ids, cache)
@@ -307,7 +313,22 @@ class GPT2(nn.Module):
         x = self.recomputation.through(list(self.h.values()), x, sides)
         if self.head is None:
             return x
+        if last_token_only:
+            x = x[:, -1:]
         return self.head(self.ln_f(x), self.wte.weight, labels)
+
+
+@torch.no_grad()
+def store_by_columns(model: nn.Module) -> None:
+    """Lay the matrices of a model on the CPU out in memory by columns; shapes and values stay.
+
+    y = x W^T of one token reads all of W (C_out, C_in) and computes little. By rows that is C_out dot
+    products, by columns C_in additions to y, which stream from memory faster; except where y is the
+    shorter one (`mlp.c_proj`), which stays as it is.
+    """
+    for weight in model.parameters():
+        if weight.dim() == 2 and weight.shape[0] >= weight.shape[1]:
+            weight.data = weight.data.t().contiguous().t()
 
 
 def initial_values(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from megatron_yuyuan.config import Config
-from megatron_yuyuan.model.gpt2 import GPT2, KeyValueCache
+from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.parallel.data import compute_dtype
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.stages import plan_stages
@@ -64,13 +64,15 @@ class DividedModel:
         self.config, self.device, self._mesh = config.model, mesh.device, mesh
         self._forward = StagedForward(models, mesh, config)
 
-    def __call__(self, tokens: Tensor, *, cache: KeyValueCache | None = None, **sides) -> Tensor:
-        """tokens (B, T) int64 -> (B, T, vocab_size) float32."""
-        output, ranks = self._forward(tokens, cache=cache, **sides), self._forward.plan.ranks
+    def __call__(self, tokens: Tensor, *, last_token_only: bool = False, **sides) -> Tensor:
+        """tokens (B, T) int64 -> (B, T or 1, vocab_size) float32; sides: as `StagedForward`."""
+        output = self._forward(tokens, last_token_only=last_token_only, **sides)
+        ranks = self._forward.plan.ranks
         if self._mesh.rank("pipeline") == ranks[-1]:
             logits = output.float().contiguous()
         else:
-            shape = (*tokens.shape, self.config.vocab_size)
+            length = 1 if last_token_only else tokens.shape[1]
+            shape = (tokens.shape[0], length, self.config.vocab_size)
             logits = torch.empty(shape, device=self.device)
         dist.broadcast(logits, group=self._mesh.group("pipeline"), group_src=ranks[-1])
         return logits

@@ -8,9 +8,11 @@ from torch.distributed.tensor import Shard
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.kernels import Kernels
 from megatron_yuyuan.model.gpt2 import GPT2, initial_values
+from megatron_yuyuan.model.lora import initial_factor, is_factor
 from megatron_yuyuan.model.recomputation import Recomputation
 from megatron_yuyuan.parallel.cross_entropy import VocabParallelHead
 from megatron_yuyuan.parallel.data import compute_dtype, divide_over_data
+from megatron_yuyuan.parallel.lora import freeze_all_but_factors, plan_with_factors
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.stages import StagePlan, plan_stages
 from megatron_yuyuan.parallel.tensor import (
@@ -71,6 +73,8 @@ def build_stage(
     halves = mesh.size("pipeline") > 1 and parallel.pipeline_schedule.endswith("ZeroBubble")
     axis = TensorAxis(mesh.axes["tensor"], parallel.sequence_parallel, splits_backward=halves)
     divide_over_tensor(model, axis)
+    if config.model.lora_rank:
+        freeze_all_but_factors(model)
     for name, unit in [(f"h.{i}.", block) for i, block in model.h.items()] + [("", model)]:
         own = [n for n, p in unit.named_parameters() if p.is_meta]
         _give_memory(unit, mesh.device)
@@ -98,7 +102,8 @@ def keep_stage(model: GPT2, plan: StagePlan, stage: int) -> None:
 
 def divide_over_tensor(model: GPT2, axis: TensorAxis) -> None:
     """Apply the plan. Attention learns which heads it holds, for its dropout."""
-    for module, plan in [(model, MODEL_PLAN), *((block, BLOCK_PLAN) for block in model.h.values())]:
+    of_block = plan_with_factors(BLOCK_PLAN, model.config)
+    for module, plan in [(model, MODEL_PLAN), *((block, of_block) for block in model.h.values())]:
         for name, layer in plan.items():
             path, _, last = name.rpartition(".")
             parent = module.get_submodule(path)
@@ -115,7 +120,8 @@ def _give_memory(unit: nn.Module, device: torch.device) -> None:
     for module in unit.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
-                setattr(module, name, nn.Parameter(torch.empty_like(parameter, device=device)))
+                given = torch.empty_like(parameter, device=device)
+                setattr(module, name, nn.Parameter(given, parameter.requires_grad))
 
 
 @torch.no_grad()
@@ -126,5 +132,6 @@ def _initialise(name: str, parameter: nn.Parameter, config: Config, axis: Tensor
     dim = placement.dim if isinstance(placement, Shard) else None
     first = axis.rank * local.shape[0] if dim == 0 else 0
     rows = range(first, first + local.shape[0])
-    values = initial_values(name, shape, rows, config.model, config.training.seed, local.device)
+    initial = initial_factor if is_factor(name) else initial_values
+    values = initial(name, shape, rows, config.model, config.training.seed, local.device)
     local.copy_(values.chunk(axis.size, dim=1)[axis.rank] if dim == 1 else values)

@@ -10,14 +10,15 @@ from megatron_yuyuan.parallel.mesh import Mesh
 
 
 def build_optimizer(stages: list[GPT2], optimizer: OptimizerConfig) -> AdamW:
-    """The AdamW of the stages' kernels; matrices are decayed, biases and LayerNorm (one dim) are not."""
-    parameters = [p for stage in stages for p in stage.parameters()]
+    """The AdamW of the stages' kernels over what is not frozen; matrices are decayed, biases and
+    LayerNorm (one dim) are not."""
+    parameters = [p for stage in stages for p in stage.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": optimizer.weight_decay},
         {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
     ]
     return stages[0].kernels.adamw(
-        groups,
+        [group for group in groups if group["params"]],
         lr=optimizer.lr,
         betas=(optimizer.adam_beta1, optimizer.adam_beta2),
         eps=optimizer.adam_eps,
@@ -26,8 +27,9 @@ def build_optimizer(stages: list[GPT2], optimizer: OptimizerConfig) -> AdamW:
 
 def sum_tied_gradients(stages: list[GPT2], mesh: Mesh) -> None:
     """Add up the gradients of the embedding's two copies, on the first and the last stage, so that
-    they stay equal."""
-    copies = [stage.wte.weight.grad.to_local() for stage in stages if stage.wte is not None]
+    they stay equal. Frozen ones do."""
+    tied = [stage.wte.weight for stage in stages if stage.wte is not None]
+    copies = [weight.grad.to_local() for weight in tied if weight.requires_grad]
     if len(copies) == 2:  # a schedule that comes back has both on one rank
         first, last = copies
         last.copy_(first.add_(last))
@@ -45,7 +47,9 @@ def gradient_norm(stages: list[GPT2], optimizer: AdamW, mesh: Mesh) -> Tensor:
         parameter
         for stage in stages
         for name, parameter in stage.named_parameters()
-        if is_first_copy(parameter) and not (name == "wte.weight" and stage.wpe is None)
+        if parameter.requires_grad
+        and is_first_copy(parameter)
+        and not (name == "wte.weight" and stage.wpe is None)
     ]
     total = optimizer.squared_norm(counted).to(mesh.device)
     dist.all_reduce(total)

@@ -10,6 +10,7 @@ from megatron_yuyuan.config import Config
 from megatron_yuyuan.kernels import Kernels
 from megatron_yuyuan.kernels.adamw import AdamW
 from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.lora import is_factor
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.plan import build_stages
 from megatron_yuyuan.train.loss_scale import LossScale
@@ -44,24 +45,35 @@ class TrainState:
     """The run was stopped when it should have evaluated; it does so when it goes on."""
 
     def tensors(self, with_moments: bool = True) -> dict[str, Tensor]:
-        """Every tensor of a checkpoint by name, divided as it lies here: `model.NAME`,
-        `exp_avg.NAME`, ..."""
+        """Every tensor of a checkpoint by name, divided as it lies here: `model.NAME`, and of what is
+        not frozen `exp_avg.NAME`, ..."""
         named = {}
         for name, parameter in named_parameters(self.stages):
             named[f"model.{name}"] = parameter.detach()
-            if with_moments:
+            if with_moments and parameter.requires_grad:
                 moments = self.moments(parameter)
                 named |= {f"{moment}.{name}": moments[moment] for moment in MOMENTS}
         return named
 
+    def begin_with(self, load: Callable[[dict[str, Tensor]], None]) -> None:
+        """Have `load` fill the weights in place, from another run that has no factors of LoRA's: these
+        keep their initial values."""
+        weights = self.tensors(with_moments=False)
+        load({name: tensor for name, tensor in weights.items() if not is_factor(name)})
+        self._copy_embedding()
+
     def fill(self, load: Callable[[dict[str, Tensor]], None], with_moments: bool = True) -> None:
-        """Have `load` fill `tensors` in place. Where both copies of the embedding lie on this rank, the
-        last stage's is the one that they name; the first stage's takes its values."""
+        """Have `load` fill `tensors` in place."""
         load(self.tensors(with_moments))
+        self._copy_embedding()
+
+    def _copy_embedding(self) -> None:
+        """Where both copies of the embedding lie on this rank, the last stage's is the one that `tensors`
+        names; the first stage's takes its values."""
         copies = [stage.wte.weight for stage in self.stages if stage.wte is not None]
         for copy in copies[:-1]:
             copy.detach().copy_(copies[-1].detach())
-            for moment in MOMENTS:
+            for moment in MOMENTS if copy.requires_grad else ():
                 self.moments(copy)[moment].copy_(self.moments(copies[-1])[moment])
 
     def moments(self, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
@@ -84,7 +96,8 @@ class TrainState:
         self.iteration, self.consumed_samples = iteration, consumed_samples
         self.optimizer_steps = optimizer_steps
         for _, parameter in named_parameters(self.stages):
-            self.moments(parameter)["step"].fill_(optimizer_steps)
+            if parameter.requires_grad:
+                self.moments(parameter)["step"].fill_(optimizer_steps)
 
     def history(self) -> dict:
         """What state.json keeps of the steps before, beside their number."""

@@ -1,6 +1,7 @@
 """What the time of a step means: tokens and FLOPs per second, the share of the device's peak, memory,
 and when the run will end."""
 
+import math
 import resource
 import sys
 import time
@@ -9,6 +10,7 @@ import torch
 
 from megatron_yuyuan.config import Config, ModelConfig, TrainingConfig
 from megatron_yuyuan.model.flops import block_flops, head_flops
+from megatron_yuyuan.model.lora import factor_shapes
 from megatron_yuyuan.train.schedule import batch_size, train_iterations
 from megatron_yuyuan.train.state import TrainState
 
@@ -33,13 +35,20 @@ def training_flops(model: ModelConfig, tokens: int) -> int:
 
         6 T (L (4 C^2 + 2 C F) + C V)  +  6 T^2 C L        F the MLP's width, V the padded vocabulary
 
+    With LoRA the backward of a product with a frozen matrix computes no gradient of it: 4 in place of
+    the first 6, and 6 T r (C_in + C_out) for each pair of factors.
+
     The scores above the diagonal, which causal attention never needs, are not counted, nor is what
     a backward computes again: this is the model's work, not the layout's. Equal to
     `num_floating_point_operations` of megatron/training/training.py for this model.
     """
     masked = 2 * tokens * tokens * model.hidden_size  # of a block's forward, half the square
     forward = model.num_layers * (block_flops(model, tokens) - masked) + head_flops(model, tokens)
-    return 3 * forward
+    if not model.lora_rank:
+        return 3 * forward
+    factors = sum(map(math.prod, factor_shapes(model).values()))
+    frozen = forward - model.num_layers * masked  # attention has as much again below the diagonal
+    return 3 * forward - frozen + 6 * tokens * factors
 
 
 def peak_tflops(device: torch.device, training: TrainingConfig) -> float | None:

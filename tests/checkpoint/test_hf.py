@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_yuyuan.checkpoint import hf
+from megatron_yuyuan.checkpoint import hf, hf_shards
 from megatron_yuyuan.checkpoint.dcp import find_checkpoint, read_state, save_checkpoint
 from megatron_yuyuan.checkpoint.hf import (
     export_directory,
@@ -17,7 +17,7 @@ from megatron_yuyuan.checkpoint.hf import (
     import_directory,
     to_huggingface,
 )
-from megatron_yuyuan.checkpoint.hf_format import model_config
+from megatron_yuyuan.checkpoint.hf_format import huggingface_tensor, model_config
 from megatron_yuyuan.checkpoint.model import LoadedModel, load_model
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.config_toml import from_dict
@@ -246,16 +246,13 @@ def test_the_card_says_what_is_known(export):
 def test_an_export_that_computes_something_else_does_not_appear(
     loaded, tmp_path, monkeypatch, by_transformers
 ):
-    def spoilt(*args):
-        return {
-            n: t * (1.01 if n.endswith("c_proj.weight") else 1)
-            for n, t in to_huggingface(*args).items()
-        }
+    def spoilt(name, tensor, config):
+        return huggingface_tensor(name, tensor, config) * (1 + name.endswith("c_proj.weight") / 100)
 
     if not by_transformers:
         monkeypatch.setattr(hf.importlib.util, "find_spec", lambda name: None)
         export_directory(loaded, tmp_path / "good")
-    monkeypatch.setattr(hf, "to_huggingface", spoilt)
+    monkeypatch.setattr(hf_shards, "huggingface_tensor", spoilt)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(DataError, match="computes other logits"):
         export_directory(loaded, tmp_path / "bad")
@@ -263,9 +260,7 @@ def test_an_export_that_computes_something_else_does_not_appear(
 
 
 def test_an_export_with_other_token_ids_does_not_appear(loaded, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        hf, "_open_with_transformers", lambda d, probe: (hf._logits(loaded.model, probe), [1, 2])
-    )
+    monkeypatch.setattr(hf, "_their_ids", lambda directory, config: [1, 2])
     with pytest.raises(DataError, match="other ids"):
         export_directory(loaded, tmp_path / "bad")
 
@@ -279,7 +274,7 @@ def test_a_float16_export_of_weights_beyond_its_range_is_refused(config, loaded,
         export_directory(huge, tmp_path / "bad", "float16")
 
 
-@pytest.mark.parametrize("failing", ["save_file", "model_card", "_check_export"])
+@pytest.mark.parametrize("failing", ["write_shards", "model_card", "_check_export"])
 def test_an_export_that_is_stopped_leaves_nothing(loaded, tmp_path, monkeypatch, failing):
     def stop(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -351,6 +346,14 @@ def test_an_imported_model_computes_what_transformers_does(foreign, tokenizer, t
     assert theirs.keys() == ours.keys() and all(
         torch.equal(theirs[name], ours[name]) for name in ours
     )
+
+
+def test_an_import_that_computes_something_else_does_not_appear(foreign, tmp_path, monkeypatch):
+    _, directory = foreign
+    monkeypatch.setattr(hf, "_their_logits", lambda d, tokens: torch.ones(*tokens.shape, 309))
+    with pytest.raises(DataError, match="imported model computes other logits"):
+        import_directory(directory, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_kind_of_weight_file_is_read(foreign, tokenizer, tmp_path):

@@ -10,7 +10,7 @@ from tiny import TINY
 
 from megatron_yuyuan.checkpoint import retention
 from megatron_yuyuan.checkpoint.dcp import TRACKER, find_checkpoint, load_tensors, save_checkpoint
-from megatron_yuyuan.checkpoint.retention import remove_superseded
+from megatron_yuyuan.checkpoint.retention import best_checkpoint, remove_superseded
 from megatron_yuyuan.config import CheckpointConfig
 from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.resolve import require_validation
@@ -53,6 +53,15 @@ def test_a_checkpoint_that_one_rule_keeps_is_kept(saved, rules, kept):
     assert [path.name for path in removed] == [f"iter_{i:07d}" for i in LOSSES if i not in kept]
     assert find_checkpoint(saved) == newest
     assert (saved / TRACKER).read_text() == "600"
+
+
+def test_the_best_is_the_latest_of_lowest_loss(saved, tmp_path_factory):
+    assert best_checkpoint(saved) == (saved / "iter_0000500", 3.0)
+    shutil.rmtree(saved / "iter_0000500")
+    assert best_checkpoint(saved) == (saved / "iter_0000200", 3.0)
+    without = tmp_path_factory.mktemp("without")
+    save_checkpoint(without, 1, {"a": torch.ones(2)}, {"validation_loss": None})
+    assert best_checkpoint(without) is None
 
 
 def test_where_the_run_started_from_stays(saved):

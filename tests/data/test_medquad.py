@@ -151,7 +151,7 @@ def test_jsonl_comes_back(tmp_path):
         ('{"question": "q", "answer": 3}', "'answer' is no string but int"),
         ('{"question": "q", "answer": " "}', "an empty question or answer"),
         ('["q", "a"]', "a list, not an object"),
-        ("{'question': 'q'}", "Expecting property name"),
+        ("{'question': 'q'}", "no key 'answer'; it has 'question'"),
         ('{"question": "\\ud800", "answer": "a"}', "half of a surrogate pair"),
         ("[" * 100_000, "nested deeper"),
         ("__import__('os').system('touch X')", "Expecting value"),

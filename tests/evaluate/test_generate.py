@@ -1,10 +1,12 @@
-"""Generation: the cache changes nothing, greedy is transformers' greedy, a seed decides, a text
-ends."""
+"""Generation: neither cache, nor batch, nor layout changes a text; greedy is transformers' greedy; a
+seed decides; a text ends."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import TINY, Layout
 
 from megatron_yuyuan.checkpoint.hf_format import huggingface_config, to_huggingface
 from megatron_yuyuan.checkpoint.model import LoadedModel
@@ -12,10 +14,22 @@ from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.template import TEMPLATE
 from megatron_yuyuan.data.tokenizer import train_bpe
 from megatron_yuyuan.errors import ConfigError, DataError
-from megatron_yuyuan.evaluate.generate import answer, complete, generate
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.evaluate.generate import (
+    answer,
+    answer_all,
+    complete,
+    complete_all,
+    generate,
+    generate_batch,
+)
+from megatron_yuyuan.model.gpt2 import GPT2, init_weights, store_by_columns
+from megatron_yuyuan.parallel import mesh as mesh_module
+from megatron_yuyuan.parallel.forward import DividedModel
+from megatron_yuyuan.parallel.plan import build_stages
 
 PROMPT, NEVER = [3, 14, 15, 9, 2], -1
+PROMPTS = [PROMPT, [8], list(range(30, 60)), [7, 7, 7], list(range(12))]
+DIVIDED = [[3, 14, 15], [8], list(range(50, 59))]
 SAMPLED = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
 
 
@@ -48,6 +62,41 @@ def model() -> GPT2:
     return model.eval()
 
 
+WAYS = [{}, SAMPLED, {"repetition_penalty": 1.3}, {**SAMPLED, "repetition_penalty": 1.1, "seed": 4}]
+
+
+@pytest.mark.parametrize("sampling", WAYS, ids=str)
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
+def test_a_text_does_not_depend_on_those_beside_it(model, sampling, use_cache):
+    """Prompts of 1 to 30 tokens; the longest has no room for all 25 tokens, others end before."""
+    alone = [generate(model, prompt, 25, eod=NEVER, **sampling) for prompt in PROMPTS]
+    eod = alone[0][9]
+    options = {"eod": eod, "use_cache": use_cache, **sampling}
+    together = generate_batch(model, PROMPTS, 25, **options)
+    cut = [text[: text.index(eod) + 1] if eod in text else text for text in alone]
+    assert together == cut
+    assert len({len(text) for text in together}) > 1 and len(alone[2]) == 48 - 30
+    assert not generate_batch(model, [], 25, **options)
+
+
+def divided_texts(config) -> list[list[list[int]]]:
+    mesh = mesh_module.start(config.parallel)
+    model = DividedModel(build_stages(config, mesh), mesh, config)
+    return [generate_batch(model, DIVIDED, 9, eod=7, **sampling) for sampling in WAYS[1:3]]
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(tensor=2), Layout(tensor=4), Layout(pipeline=2, tensor=2)], ids=str
+)
+def test_every_layout_generates_the_same_batch(ranks, layout):
+    whole = GPT2(TINY.model)
+    init_weights(whole, TINY.training.seed)
+    whole.eval()
+    expected = [generate_batch(whole, DIVIDED, 9, eod=7, **sampling) for sampling in WAYS[1:3]]
+    assert ranks.run(layout.ranks, divided_texts, layout.of(TINY)) == expected
+    assert expected[0] != expected[1] and len({len(text) for text in expected[0]}) > 1
+
+
 @pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
 def test_the_cache_changes_no_token(model, sampling):
     with_cache, without = (
@@ -57,7 +106,8 @@ def test_the_cache_changes_no_token(model, sampling):
     assert len(set(without)) > 5  # not one token over and over, which any cache would give
 
 
-def test_greedy_is_what_transformers_generates(model):
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_greedy_is_what_transformers_generates(model, penalty):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     theirs = GPT2LMHeadModel(GPT2Config(**huggingface_config(model.config, 0, "float32"))).eval()
@@ -68,9 +118,22 @@ def test_greedy_is_what_transformers_generates(model):
         attention_mask=torch.ones(1, len(PROMPT)),
         max_new_tokens=30,
         do_sample=False,
+        repetition_penalty=penalty,
         pad_token_id=0,
     )
-    assert generate(model, PROMPT, 30, eod=NEVER) == expected[0, len(PROMPT) :].tolist()
+    found = generate(model, PROMPT, 30, eod=NEVER, repetition_penalty=penalty)
+    assert found == expected[0, len(PROMPT) :].tolist()
+    assert penalty == 1 or found != generate(model, PROMPT, 30, eod=NEVER)
+
+
+def test_the_order_in_memory_changes_no_token(model):
+    stored = copy.deepcopy(model)
+    store_by_columns(stored)
+    for (name, rows), columns in zip(model.named_parameters(), stored.parameters(), strict=True):
+        assert torch.equal(rows, columns), name
+    assert not stored.h["0"].mlp.c_fc.weight.is_contiguous()
+    assert stored.h["0"].mlp.c_proj.weight.is_contiguous()
+    assert generate(stored, PROMPT, 30, eod=NEVER) == generate(model, PROMPT, 30, eod=NEVER)
 
 
 def test_a_seed_decides_the_sample(model):
@@ -119,10 +182,10 @@ def test_a_text_ends_at_the_end_of_text(model):
 def test_a_text_never_exceeds_the_positions(model):
     assert len(generate(model, PROMPT, 1000, eod=NEVER)) == 48 - len(PROMPT)
     assert len(generate(model, list(range(47)), 1000, eod=NEVER)) == 1
-    with pytest.raises(DataError, match="the prompt has 60 tokens, the model 48 positions"):
+    with pytest.raises(DataError, match="prompt 0 has 60 tokens, the model 48 positions"):
         generate(model, list(range(60)), 1, eod=NEVER)
-    with pytest.raises(DataError, match="the prompt has 0 tokens"):
-        generate(model, [], 1, eod=NEVER)
+    with pytest.raises(DataError, match="prompt 1 has 0 tokens"):
+        generate_batch(model, [PROMPT, []], 1, eod=NEVER)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +196,8 @@ def test_a_text_never_exceeds_the_positions(model):
         {"top_k": -1},
         {"top_p": 0.0},
         {"top_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": float("inf")},
         {"max_new_tokens": 0},
     ],
     ids=str,
@@ -173,3 +238,24 @@ def test_an_answer_is_asked_through_the_template_and_ends_without_its_mark():
     assert answer(loaded, "What?", 1000) == "e" * room  # the prompt is the template's
     say(tokenizer.eod)
     assert answer(loaded, "What?", 4) == ""
+
+
+def test_many_prompts_come_back_in_their_order(model, monkeypatch):
+    """The words are the ids, so that a text shows which prompt it continues."""
+    loaded = LoadedModel(model, Words(), TEMPLATE, {}, Path())
+    expected = [complete(loaded, prompt, 6) for prompt in PROMPTS]
+    assert len(set(expected)) == len(expected)
+    assert complete_all(loaded, PROMPTS, 6, batch_size=2) == expected
+    monkeypatch.setattr(
+        type(TEMPLATE), "encode_prompt", lambda self, tokenizer, number: PROMPTS[number]
+    )
+    assert answer_all(loaded, range(5), 6, batch_size=3) == expected
+
+
+class Words:
+    """A tokenizer whose text is the ids."""
+
+    eod = NEVER
+
+    def decode(self, ids) -> str:
+        return " ".join(map(str, ids))

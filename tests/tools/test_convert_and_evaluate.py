@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from megatron_yuyuan.checkpoint import megatron_convert
 from megatron_yuyuan.checkpoint.dcp import find_checkpoint, save_checkpoint
 from megatron_yuyuan.checkpoint.model import load_model
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.template import TEMPLATE
 from megatron_yuyuan.data.tokenizer import train_bpe
-from megatron_yuyuan.evaluate.generate import answer
 from megatron_yuyuan.model.gpt2 import GPT2, init_weights
 
 NAMES = ("gout", "lupus", "flu")
@@ -100,39 +100,6 @@ def test_out_to_hugging_face_and_in_again(command, run, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "hf"]
 
 
-def test_evaluate_reports_and_writes_every_answer(command, run, questions, tmp_path, capsys):
-    output = tmp_path / "answers.jsonl"
-    command(
-        "evaluate_qa",
-        "--load",
-        run,
-        "--data",
-        questions,
-        "--limit",
-        2,
-        "--max-new-tokens",
-        8,
-        "--output",
-        output,
-    )
-    shown = capsys.readouterr().out
-    for text in (
-        "unsmoothed (",
-        "\nsmoothed (",
-        "tok:13a",
-        "2 pairs; greedy, max_new_tokens 8",
-        "| 1-gram |",
-        "exact match: 0.0000",
-        "question:  What is gout?",
-        "2 questions in ",
-    ):
-        assert text in shown
-    records = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    loaded = load_model(run)
-    assert [(r["question"], r["reference"]) for r in records] == PAIRS[:2]
-    assert [r["answer"] for r in records] == [answer(loaded, q, 8) for q, _ in PAIRS[:2]]
-
-
 def test_a_run_and_its_export_answer_alike(command, run, tmp_path, capsys):
     command("convert_checkpoint", "--to", "hf", "--load", run, "--save", tmp_path / "hf")
     said = []
@@ -145,6 +112,31 @@ def test_a_run_and_its_export_answer_alike(command, run, tmp_path, capsys):
             command("generate_text", "--load", load, "--max-new-tokens", 12, *flags)
             said.append(capsys.readouterr().out)
     assert said[:2] == said[2:] and said[0] != said[1]
+
+
+def test_out_to_megatron_and_in_again(command, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(megatron_convert, "has_megatron", lambda: False)  # tests/checkpoint asks it
+    there, again = tmp_path / "megatron", tmp_path / "again"
+    command("convert_checkpoint", "--to", "megatron", "--load", run, "--save", there)
+    assert "iter_0000005 as float32" in capsys.readouterr().out
+    tokenizer = ("--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", run / "tokenizer")
+    flags = ("--from", "megatron", "--load", there, "--save", again, *tokenizer)
+    command("convert_checkpoint", *flags)
+    expected, found = load_model(run).model, load_model(again).model
+    assert (found.wpe.weight == expected.wpe.weight).all() and expected.wpe.weight.any()
+
+
+def test_several_prompts_are_answered_as_each_alone(command, run, capsys):
+    questions = [question for question, _ in PAIRS]
+    flags = ("--load", run, "--max-new-tokens", 6, "--repetition-penalty", 1.2)
+    alone = []
+    for question in questions:
+        command("generate_text", *flags, "--question", question)
+        alone.append(capsys.readouterr().out)
+    command("generate_text", *flags, "--batch-size", 2, "--question", *questions)
+    shown = capsys.readouterr().out
+    assert shown == "".join(f"> {q}\n{a}\n" for q, a in zip(questions, alone, strict=True))
+    assert len(set(alone)) == 3
 
 
 @pytest.mark.parametrize(
@@ -212,7 +204,14 @@ def test_a_prompt_that_is_too_long_is_refused_and_leaves_no_output(refused, run,
             "convert_checkpoint",
             ("--from", "hf", "--load", "a", "--save", "b", "--dtype", "float16"),
         ),
+        ("convert_checkpoint", ("--to", "hf", "--load", "a", "--save", "b", "--trust")),
+        (
+            "convert_checkpoint",
+            ("--to", "megatron", "--load", "a", "--save", "b", "--dtype", "float16"),
+        ),
+        ("convert_checkpoint", ("--from", "hf", "--load", "a", "--save", "b", "--ckpt-step", "3")),
         ("generate_text", ("--load", "a")),
+        ("generate_text", ("--load", "a", "--prompt", "x", "--batch-size", "0")),
         ("generate_text", ("--load", "a", "--prompt", "x", "--question", "y")),
         ("evaluate_qa", ("--load", "a", "--data", "b", "--limit", "-1")),
     ],

@@ -1,0 +1,63 @@
+"""What every conversion shares: a directory that appears whole or not at all, and a run directory made
+of weights from elsewhere."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from megatron_yuyuan.checkpoint.dcp import save_checkpoint
+from megatron_yuyuan.checkpoint.model import StoredModel, fill
+from megatron_yuyuan.config_toml import from_dict, to_toml
+from megatron_yuyuan.errors import ConfigError, DataError
+
+
+@contextmanager
+def new_directory(target: str | Path) -> Iterator[Path]:
+    """A temporary directory beside `target` that takes its name when the `with` block ends well,
+    else goes.
+
+    Raises ConfigError where the target exists and is not an empty directory, DataError where the
+    disk refuses.
+    """
+    target = Path(target).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(
+            f"{target} exists and is not empty",
+            "nothing that is there is overwritten",
+            "a --save that does not exist yet",
+        )
+    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        yield partial
+        for path in (*partial.rglob("*"), partial):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        os.rename(partial, target)
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"cannot write {target}: {error}",
+            "the output would be incomplete",
+            "a --save in a folder with room that may be written to",
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_run(source: StoredModel, partial: Path) -> None:
+    """Make a run directory of checkpoint iter_0000000 in an empty one: weights only, float32.
+
+    One file holds all weights, and so does the memory, once.
+    """
+    model = fill(source.config, source.weights)
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    source.tokenizer.save(partial / "tokenizer")
+    config = to_toml(from_dict(source.state["config"]))
+    (partial / "config.toml").write_text(config, encoding="utf-8")
+    save_checkpoint(partial, 0, tensors, source.state)

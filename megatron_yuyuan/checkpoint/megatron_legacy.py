@@ -1,0 +1,188 @@
+"""Megatron-LM's legacy checkpoints: mp_rank_*/model_optim_rng.pt, a pickle for every tensor and pipeline
+rank, which may run code when it is opened.
+
+    iter_0000500/mp_rank_01/model_optim_rng.pt         tensor rank 1
+    iter_0000500/mp_rank_01_002/model_optim_rng.pt     tensor rank 1 of pipeline rank 2
+
+So they are opened only where a person trusts them, by another process, which has no network where the
+system allows to take it away, and which leaves each one's tensors, and the last one's arguments, behind:
+
+    python -m megatron_yuyuan.checkpoint.megatron_legacy ITER_DIRECTORY EMPTY_DIRECTORY
+"""
+
+import argparse
+import ctypes
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megatron_yuyuan.checkpoint.dcp import TRACKER
+from megatron_yuyuan.checkpoint.hf_directory import SafetensorsFiles
+from megatron_yuyuan.checkpoint.megatron import LAYERS
+from megatron_yuyuan.errors import DataError, UnsafeError
+
+FILE, ARGUMENTS = "model_optim_rng.pt", "arguments.json"
+RANK = re.compile(r"mp_rank_(\d\d)(?:_(\d\d\d))?$")
+RENAMED = {
+    "language_model.": "",
+    "transformer.": "decoder.",
+    "encoder.": "decoder.",
+    ".attention.": ".self_attention.",
+    "query_key_value": "linear_qkv",
+    "self_attention.dense": "self_attention.linear_proj",
+    "post_attention_layernorm": "pre_mlp_layernorm",
+    "dense_h_to_4h": "linear_fc1",
+    "dense_4h_to_h": "linear_fc2",
+    "decoder.final_norm": "decoder.final_layernorm",
+    "input_norm": "input_layernorm",
+    "post_attention_norm": "pre_mlp_layernorm",
+}
+"""What stands in names from before Megatron-core -> what stands there now, in this order."""
+DIVIDED = {
+    "word_embeddings.weight": 0,
+    "linear_qkv.weight": 0,
+    "linear_qkv.bias": 0,
+    "linear_fc1.weight": 0,
+    "linear_fc1.bias": 0,
+    "linear_proj.weight": 1,
+    "linear_fc2.weight": 1,
+}
+"""How a name ends -> the dim that tensor ranks share; any other tensor is whole on each of them."""
+NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000
+"""CLONE_NEWUSER and CLONE_NEWNET of Linux."""
+
+
+def find_legacy(directory: Path, iteration: int | None = None) -> Path | None:
+    """The directory with mp_rank_* in it, or None."""
+    names = [f"iter_{iteration:07d}"] if iteration is not None else []
+    if not names and (directory / TRACKER).exists():
+        named = (directory / TRACKER).read_text(encoding="utf-8").strip()
+        names = [f"iter_{int(named):07d}" if named.isdigit() else named]
+    for path in [directory / name for name in names] or [directory]:
+        if any(path.glob(f"mp_rank_*/{FILE}")):
+            return path
+    return None
+
+
+class LegacyTensors(Mapping[str, Tensor]):
+    """Tensors under GPTModel's names, whole, put together from the ranks' parts when asked for."""
+
+    def __init__(self, parts: dict[str, list[tuple[SafetensorsFiles, str]]]):
+        self._parts = parts
+        self.shapes = {name: tuple(self[name].shape) for name in parts}
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts = [files[theirs] for files, theirs in self._parts[name]]
+        dim = next((dim for end, dim in DIVIDED.items() if name.endswith(end)), None)
+        return parts[0] if dim is None else torch.cat(parts, dim)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def open_legacy(
+    path: Path, scratch: Path, trust: bool
+) -> tuple[LegacyTensors, argparse.Namespace | None]:
+    """The tensors of all ranks and the arguments, by way of safetensors files in `scratch`. Raises
+    UnsafeError without trust, DataError for what cannot be read."""
+    if not trust:
+        raise UnsafeError(
+            f"{path} holds {FILE} files",
+            "they are pickles: opening them runs whatever they bring",
+            "--trust, if you know who wrote them; or torch_dist, as Megatron-LM's --ckpt-convert-format writes",
+        )
+    program = [sys.executable, "-m", "megatron_yuyuan.checkpoint.megatron_legacy", path, scratch]
+    ended = subprocess.run(program, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise _unreadable(path, (ended.stderr.strip().splitlines() or ["no reason given"])[-1])
+    by_stage: dict[int, dict[int, SafetensorsFiles]] = {}
+    for tensors in sorted(scratch.glob("mp_rank_*.safetensors")):
+        match = RANK.match(tensors.stem)
+        if not match:
+            raise _unreadable(path / tensors.stem, "its name is not mp_rank_TT or mp_rank_TT_PPP")
+        stage = by_stage.setdefault(int(match[2] or 0), {})
+        stage[int(match[1])] = SafetensorsFiles([tensors])
+    arguments = json.loads((scratch / ARGUMENTS).read_text(encoding="utf-8"))
+    if arguments.pop("checkpoint_version", 0) < 2:
+        raise _unreadable(
+            path, "checkpoint_version is below 2, which orders the rows of QKV otherwise"
+        )
+    stages = [[part for _, part in sorted(by_stage[s].items())] for s in sorted(by_stage)]
+    return LegacyTensors(_join(stages)), argparse.Namespace(**arguments)
+
+
+def _join(stages: list[list[SafetensorsFiles]]) -> dict[str, list[tuple[SafetensorsFiles, str]]]:
+    """GPTModel's name, layers counted over all stages -> the part of every tensor rank."""
+    parts: dict[str, list[tuple[SafetensorsFiles, str]]] = {}
+    first = 0
+    for ranks in stages:
+        numbers = {0}
+        for theirs in ranks[0]:
+            name = modern_name(theirs)
+            if match := re.match(rf"{re.escape(LAYERS)}(\d+)\.(.*)", name):
+                numbers.add(int(match[1]) + 1)
+                name = f"{LAYERS}{first + int(match[1])}.{match[2]}"
+            if name != "output_layer.weight" and "word_embeddings_for_head" not in name:  # copies
+                parts[name] = [(rank, theirs) for rank in ranks]
+        first += max(numbers)
+    return parts
+
+
+def modern_name(name: str) -> str:
+    """language_model.encoder.layers.0.self_attention.dense.bias ->
+    decoder.layers.0.self_attention.linear_proj.bias"""
+    for old, new in RENAMED.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _unreadable(path: Path, why: str) -> DataError:
+    return DataError(
+        f"{path} cannot be read: {why}",
+        "it was named as a legacy checkpoint of Megatron-LM's",
+        "the checkpoint as Megatron-LM saved it, or torch_dist",
+    )
+
+
+def main(path: Path, scratch: Path) -> None:
+    """Open the pickles, with everything that they run, and write what a conversion needs of them."""
+    _leave_the_network()
+    for file in sorted(path.glob(f"mp_rank_*/{FILE}")):
+        found = torch.load(file, map_location="cpu", weights_only=False)
+        save_file(dict(_flat(found["model"], "")), scratch / f"{file.parent.name}.safetensors")
+    plain = {
+        name: value
+        for name, value in vars(found.get("args", argparse.Namespace())).items()
+        if isinstance(value, bool | int | float | str)
+    }
+    plain["checkpoint_version"] = found.get("checkpoint_version", 0)
+    (scratch / ARGUMENTS).write_text(json.dumps(plain), encoding="utf-8")
+
+
+def _flat(tree: Mapping, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of nested dictionaries, names joined by dots."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, Tensor):
+            yield f"{prefix}{name}", value.clone().contiguous()
+
+
+def _leave_the_network() -> None:
+    """Enter an empty network, where Linux allows it to any user."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).unshare(NEW_USER | NEW_NETWORK)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""Tensors of a DCP directory, whole, read from the disk when they are asked for and never kept.
+
+What is asked for may be one row of a tensor: Megatron-core stacks its layers, (L, ...) of L layers,
+and a layer at a time is all that a conversion should hold.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from megatron_yuyuan.checkpoint.dcp import load_tensors
+from megatron_yuyuan.checkpoint.metadata import SafeReader
+from megatron_yuyuan.config import ModelConfig
+from megatron_yuyuan.model.lora import factor_shapes, merge_factors
+
+
+class StoredTensors:
+    """The tensors of one DCP directory. Raises DataError and UnsafeError as DCP's metadata is read."""
+
+    def __init__(self, path: Path):
+        self._reader = SafeReader(path)
+        described = self._reader.read_metadata().state_dict_metadata
+        self.shapes = {
+            name: tuple(tensor.size)
+            for name, tensor in described.items()
+            if isinstance(tensor, TensorStorageMetadata)
+        }
+        """Name -> global shape."""
+        self._dtypes = {name: described[name].properties.dtype for name in self.shapes}
+
+    def read(self, name: str, row: int | None = None) -> Tensor:
+        """A tensor of shape S; or with `row`, of a tensor of shape (L, *S), that row, of shape S."""
+        shape = self.shapes[name]
+        first = 0 if row is None else row
+        part = shape if row is None else (1, *shape[1:])
+        tensor = torch.empty(part, dtype=self._dtypes[name])
+        chunk = ChunkStorageMetadata(torch.Size((first, *[0] * (len(shape) - 1))), torch.Size(part))
+        with warnings.catch_warnings():  # DCP remarks that one process does it
+            warnings.simplefilter("ignore")
+            dcp.load(
+                {name: tensor},
+                storage_reader=self._reader,
+                planner=_OneChunk(name, chunk),
+                no_dist=True,
+            )
+        return tensor if row is None else tensor[0]
+
+
+class _OneChunk(dcp.DefaultLoadPlanner):
+    """Reads one chunk of one tensor into a tensor of the chunk's shape, whatever chunks were saved."""
+
+    def __init__(self, name: str, chunk: ChunkStorageMetadata):
+        super().__init__()
+        self._name, self._chunk = name, chunk
+
+    def create_local_plan(self) -> LoadPlan:
+        saved = self.metadata.state_dict_metadata[self._name]
+        return LoadPlan(create_read_items_for_chunk_list(self._name, saved, [self._chunk]))
+
+    def lookup_tensor(self, index) -> Tensor:
+        return self.state_dict[index.fqn]
+
+
+class StoredWeights(Mapping[str, Tensor]):
+    """The weights of a checkpoint of ours by name, without `model.`; float32, LoRA's factors merged.
+
+    Its files are compared with the manifest first. Raises DataError (damaged) and UnsafeError.
+    """
+
+    def __init__(self, path: Path, config: ModelConfig):
+        load_tensors(path, {})  # reads nothing: it compares files and manifest
+        self._stored, self._config = StoredTensors(path), config
+        self._factors = factor_shapes(config).keys()
+        names = (name for name in self._stored.shapes if name.startswith("model."))
+        self._names = [n for name in names if (n := name[len("model.") :]) not in self._factors]
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight, module = self._stored.read(f"model.{name}"), name.rpartition(".")[0]
+        beside = [factor for factor in self._factors if factor.rpartition(".")[0] == module]
+        if name.endswith(".weight") and beside:
+            factors = {factor: self._stored.read(f"model.{factor}") for factor in beside}
+            merge_factors({name: weight}, factors, self._config)
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

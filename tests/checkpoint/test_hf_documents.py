@@ -1,0 +1,171 @@
+"""What is written about an exported model holds: every snippet of docs/using_with_huggingface.md and of
+the two published pages runs on an export, and the model card says what the run did and scored."""
+
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_yuyuan.checkpoint.dcp import describe_run, save_checkpoint
+from megatron_yuyuan.checkpoint.hf import export_directory
+from megatron_yuyuan.checkpoint.model import open_model
+from megatron_yuyuan.checkpoint.model_card import model_card
+from megatron_yuyuan.config import Config
+from megatron_yuyuan.data.template import TEMPLATE
+from megatron_yuyuan.data.tokenizer import train_bpe
+from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+
+PUBLISHED = [
+    """\
+from transformers import GPT2Tokenizer, GPT2Model
+tokenizer = GPT2Tokenizer.from_pretrained('IDEA-CCNL/Yuyuan-GPT2-3.5B')
+model = GPT2Model.from_pretrained('IDEA-CCNL/Yuyuan-GPT2-3.5B')
+text = "Replace me by any text you'd like."
+encoded_input = tokenizer(text, return_tensors='pt')
+output = model(**encoded_input)
+""",
+    """\
+from transformers import pipeline, set_seed
+set_seed(55)
+generator = pipeline('text-generation', model='IDEA-CCNL/Yuyuan-GPT2-3.5B')
+generator("Diabetics should not eat", max_length=30, num_return_sequences=1)
+
+""",
+]
+"""The usage of Yuyuan-GPT2-3.5B's page, as it stands there."""
+PUBLISHED_PROMPT = "Question:your question about medical? answer:"
+"""The snippet of YuyuanQA's page, which is no program: how a question is asked."""
+SCORES = {
+    "signatures": {"corpus_bleu": {"smoothed": "BLEU|smooth:exp"}, "exact_match": "normalised"},
+    "systems": {"qa, greedy": {"corpus_bleu": {"smoothed": [0.4, 0.3]}, "exact_match": 0.25}},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "qa"
+    tokenizer = train_bpe(iter(["Question:What is gout? answer: Gout is a disease."] * 4), 280)
+    config = Config().replace(
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=4,
+        vocab_size=tokenizer.vocab_size,
+        max_position_embeddings=256,
+        seq_length=256,
+        global_batch_size=4,
+        data_path=("somewhere/pubmed_text_document",),
+        tensor_model_parallel_size=2,
+    )
+    model = GPT2(config.model)
+    init_weights(model, seed=1)
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    save_checkpoint(directory, 7, tensors, describe_run(config, tokenizer, 28, None, TEMPLATE))
+    tokenizer.save(directory / "tokenizer")
+    lines = [
+        {"event": "step", "iteration": i, "seconds": 360.0, "lm_loss": 9 - i} for i in range(1, 9)
+    ]
+    lines.append({"event": "evaluation", "iteration": 7, "validation_loss": 2.5})
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (directory / "scores.json").write_text(json.dumps(SCORES))
+    return directory
+
+
+@pytest.fixture
+def export(run, tmp_path, monkeypatch) -> Path:
+    """export/qa, seen from the directory where the snippets run."""
+    monkeypatch.chdir(tmp_path)
+    return export_directory(open_model(run), Path("export/qa"))
+
+
+def snippets(repository: Path) -> list[str]:
+    text = (repository / "docs" / "using_with_huggingface.md").read_text()
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_every_snippet_of_the_page_runs(export, repository, capsys):
+    found = snippets(repository)
+    assert len(found) == 5
+    for snippet in found:
+        exec(compile(snippet, "using_with_huggingface.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert shown.count("Question:What is gout? answer:") == 3
+    assert shown.count("Question:What causes lupus? answer:") == 1
+
+
+def test_the_published_snippets_run_with_the_name_replaced(export):
+    spaces = []
+    for snippet in PUBLISHED:
+        spaces.append({})
+        exec(snippet.replace("IDEA-CCNL/Yuyuan-GPT2-3.5B", str(export)), spaces[-1])
+    assert spaces[0]["output"].last_hidden_state.shape[-1] == 32
+    assert (
+        spaces[0]["tokenizer"].decode(spaces[0]["encoded_input"]["input_ids"][0])
+        == spaces[0]["text"]
+    )
+    generator = spaces[1]["generator"]
+    [written] = generator("Diabetics should not eat", max_length=30, num_return_sequences=1)
+    assert written["generated_text"].startswith("Diabetics should not eat")
+    [written] = generator(PUBLISHED_PROMPT, max_new_tokens=5)
+    assert written["generated_text"].startswith(PUBLISHED_PROMPT)
+    assert TEMPLATE.prompt_text("your question about medical?") == PUBLISHED_PROMPT
+
+
+def test_the_card_says_what_the_run_did_and_scored(run):
+    card = model_card(open_model(run), "qa", "bfloat16")
+    for text in (
+        "the weights are bfloat16",
+        "- data: pubmed_text_document",
+        "- 7 optimizer steps of 4 samples: 28 samples",
+        "(7,168 tokens at most)",
+        "- layout: tensor 2 x pipeline 1",
+        "- 0.70 hours of training steps; loss of the last 2.0000",
+        "- validation loss 2.5000",
+        "| qa, greedy | corpus_bleu, smoothed | 0.4000 / 0.3000 | `BLEU|smooth:exp` |",
+        "| qa, greedy | exact_match | 0.2500 | `normalised` |",
+        "**Not medical advice.**",
+    ):
+        assert text in card
+    assert "somewhere" not in card
+
+
+def test_a_card_without_measurements_says_so(run, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    (copy / "metrics.jsonl").unlink()
+    (copy / "scores.json").unlink()
+    card = model_card(open_model(copy), "qa")
+    assert "Not measured" in card and "hours" not in card
+    (copy / "scores.json").write_text("[]")
+    with pytest.raises(DataError, match=r"scores\.json cannot be read"):
+        model_card(open_model(copy), "qa")
+
+
+def test_a_thousand_strings_have_the_same_ids_and_come_back(export, run):
+    from transformers import AutoTokenizer
+
+    ours = open_model(run).tokenizer
+    theirs = AutoTokenizer.from_pretrained(export, local_files_only=True)
+    characters = " \n\t.,'?0123456789aegimostuQß€βнж中🙂e\u0301"
+    drawn = random.Random(0)
+    for _ in range(1000):
+        text = "".join(drawn.choices(characters, k=drawn.randrange(1, 40)))
+        ids = theirs(text)["input_ids"]
+        assert ids == ours.encode(text) and theirs.decode(ids) == text, text
+
+
+def test_no_token_is_generated_that_the_tokenizer_does_not_know(export):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(export)
+    torch.manual_seed(0)
+    ids = model.generate(
+        torch.zeros(200, 1, dtype=torch.int64), do_sample=True, temperature=5.0, max_new_tokens=4,
+        attention_mask=torch.ones(200, 1), pad_token_id=0,
+    )  # fmt: skip
+    known = model.config.vocab_size
+    assert model.transformer.wte.weight.shape[0] == known < 384 and int(ids.max()) < known
+    assert len(ids[:, 1:].unique()) > known / 2
