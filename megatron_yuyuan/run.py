@@ -96,7 +96,7 @@ def run(config: Config, samples) -> None:
                 stop = train(trainer, training_set, validation_set, saver, stopping, log)
             if stop is not None:
                 raise stopped(stop, config.checkpoint, state)
-            say_best(config.checkpoint, log)
+            say_best(config.checkpoint, state.iteration, log)
     finally:
         mesh_module.stop()
 
@@ -123,9 +123,9 @@ def load_into(state: TrainState, origin: Origin, checkpoint: CheckpointConfig, l
     log.line(f"{'weights of' if origin.weights_only else 'continuing'} {origin.path}")
 
 
-def say_best(checkpoint: CheckpointConfig, log: Log) -> None:
+def say_best(checkpoint: CheckpointConfig, iteration: int, log: Log) -> None:
     """Name the checkpoint of lowest validation loss, for whoever evaluates or exports the run."""
-    best = best_checkpoint(checkpoint.save) if checkpoint.save else None
+    best = best_checkpoint(checkpoint.save, iteration) if checkpoint.save else None
     if best is not None:
         path, loss = best
         step = int(path.name.removeprefix("iter_"))

@@ -104,7 +104,7 @@ def open_shard(prefix: str, config: Config, tokenizer: Tokenizer) -> IndexedData
     if borders(config, tokenizer) and not shard.meta.get("append_eod", True):
         raise ConfigError(
             f"{shard.prefix} has no end of text between its documents",
-            "reset_position_ids, reset_attention_mask and eod_mask_loss look for it",
+            "packing, reset_position_ids, reset_attention_mask and eod_mask_loss look for it",
             "tools/preprocess_data.py --append-eod, or leave them out",
         )
     return shard

@@ -73,7 +73,11 @@ def ask(options: argparse.Namespace) -> dict[str, list[Answered]]:
     from megatron_yuyuan.checkpoint.hf_start import PREFIX
     from megatron_yuyuan.checkpoint.model import load_model  # torch: after --help and a wrong path
     from megatron_yuyuan.evaluate.generate import answer_all
+    from megatron_yuyuan.evaluate.sampling import Sampling
 
+    chosen = sampling(options)
+    del chosen["max_new_tokens"]
+    Sampling(**chosen)  # refuses a value before anything is loaded or asked
     directory = options.load.removeprefix(PREFIX)
     loaded = load_model(directory, options.ckpt_step or None, options.device)
     name, systems = Path(directory).absolute().name, {}

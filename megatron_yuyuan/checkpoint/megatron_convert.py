@@ -121,6 +121,17 @@ def their_logits(path: Path, config: ModelConfig) -> Tensor:
         return load_file(output)["logits"]
 
 
+def _require_tanh_gelu(arguments: Namespace) -> None:
+    """Megatron-LM's fused GeLU and its OpenAI's are the tanh form; without either it is the exact one."""
+    fused = getattr(arguments, "bias_gelu_fusion", True)
+    if not fused and not getattr(arguments, "openai_gelu", False):
+        raise DataError(
+            "the checkpoint was trained with bias_gelu_fusion=False",
+            "that is the exact GeLU, GPT-2's is the tanh form",
+            "a model trained with the fused GeLU, or with --openai-gelu",
+        )
+
+
 def has_megatron() -> bool:
     """Whether Megatron-core is installed."""
     return importlib.util.find_spec("megatron") is not None and (
@@ -132,6 +143,8 @@ def _shape(
     shapes: dict, arguments: Namespace | None, num_attention_heads: int, vocab_size: int
 ) -> ModelConfig:
     """The model's shape, by its tensors and its arguments. Raises ConfigError and DataError."""
+    if arguments is not None:
+        _require_tanh_gelu(arguments)
     for name, accepted in COMPUTES_THE_SAME.items():
         value = getattr(arguments, name, accepted[0])
         if value not in accepted:

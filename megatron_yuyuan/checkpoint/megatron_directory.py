@@ -86,7 +86,7 @@ def find_torch_dist(directory: Path, iteration: int | None = None) -> Path:
         path = directory / f"iter_{iteration:07d}"
     elif (directory / TRACKER).exists():
         named = (directory / TRACKER).read_text(encoding="utf-8").strip()
-        path = directory / (named if named == RELEASE else f"iter_{int(named or 0):07d}")
+        path = directory / (f"iter_{int(named):07d}" if named.isdecimal() else RELEASE)
     try:
         backend = json.loads((path / "metadata.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -5,13 +5,11 @@ rank, which may run code when it is opened.
     iter_0000500/mp_rank_01_002/model_optim_rng.pt     tensor rank 1 of pipeline rank 2
 
 So they are opened only where a person trusts them, by another process, which has no network where the
-system allows to take it away, and which leaves each one's tensors, and the last one's arguments, behind:
-
-    python -m megatron_yuyuan.checkpoint.megatron_legacy ITER_DIRECTORY EMPTY_DIRECTORY
+system allows to take it away (a warning says where not), and which leaves each one's tensors, and the
+last one's arguments, behind.
 """
 
 import argparse
-import ctypes
 import json
 import re
 import subprocess
@@ -55,8 +53,15 @@ DIVIDED = {
     "linear_fc2.weight": 1,
 }
 """How a name ends -> the dim that tensor ranks share; any other tensor is whole on each of them."""
+WITHOUT_NETWORK = """
+import ctypes, runpy, sys
 NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000
-"""CLONE_NEWUSER and CLONE_NEWNET of Linux."""
+if sys.platform != "linux" or ctypes.CDLL(None).unshare(NEW_USER | NEW_NETWORK):
+    print("warning: this system opens the pickles with its network", file=sys.stderr)
+runpy.run_module("megatron_yuyuan.checkpoint.megatron_legacy", run_name="__main__")
+"""
+"""The program that opens the pickles. It enters an empty network, as Linux may allow to any user; only a
+process of one thread can, so before torch is imported."""
 
 
 def find_legacy(directory: Path, iteration: int | None = None) -> Path | None:
@@ -101,8 +106,11 @@ def open_legacy(
             "they are pickles: opening them runs whatever they bring",
             "--trust, if you know who wrote them; or torch_dist, as Megatron-LM's --ckpt-convert-format writes",
         )
-    program = [sys.executable, "-m", "megatron_yuyuan.checkpoint.megatron_legacy", path, scratch]
+    program = [sys.executable, "-c", WITHOUT_NETWORK, path, scratch]
     ended = subprocess.run(program, capture_output=True, text=True, check=False)
+    for line in ended.stderr.splitlines():
+        if line.startswith("warning:"):
+            print(line, file=sys.stderr)
     if ended.returncode:
         raise _unreadable(path, (ended.stderr.strip().splitlines() or ["no reason given"])[-1])
     by_stage: dict[int, dict[int, SafetensorsFiles]] = {}
@@ -156,7 +164,6 @@ def _unreadable(path: Path, why: str) -> DataError:
 
 def main(path: Path, scratch: Path) -> None:
     """Open the pickles, with everything that they run, and write what a conversion needs of them."""
-    _leave_the_network()
     for file in sorted(path.glob(f"mp_rank_*/{FILE}")):
         found = torch.load(file, map_location="cpu", weights_only=False)
         save_file(dict(_flat(found["model"], "")), scratch / f"{file.parent.name}.safetensors")
@@ -176,12 +183,6 @@ def _flat(tree: Mapping, prefix: str) -> Iterator[tuple[str, Tensor]]:
             yield from _flat(value, f"{prefix}{name}.")
         elif isinstance(value, Tensor):
             yield f"{prefix}{name}", value.clone().contiguous()
-
-
-def _leave_the_network() -> None:
-    """Enter an empty network, where Linux allows it to any user."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).unshare(NEW_USER | NEW_NETWORK)
 
 
 if __name__ == "__main__":

@@ -118,9 +118,10 @@ def _measured(path: Path, iteration: int) -> Iterator[str]:
     if not path.exists():
         return
     steps = [s for s in read_metrics(path, "step") if s["iteration"] <= iteration]
-    if steps:
+    losses = [step["lm_loss"] for step in steps if step["lm_loss"] is not None]  # None: not finite
+    if losses:
         hours = sum(step["seconds"] for step in steps) / 3600
-        yield f"- {hours:.2f} hours of training steps; loss of the last {steps[-1]['lm_loss']:.4f}"
+        yield f"- {hours:.2f} hours of training steps; loss of the last {losses[-1]:.4f}"
     found = [e for e in read_metrics(path, "evaluation") if e["iteration"] <= iteration]
     if found:
         yield f"- validation loss {found[-1]['validation_loss']:.4f}"
@@ -133,7 +134,7 @@ def _scores(path: Path) -> str:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         rows = [
-            f"| {system} | {name} | {_shown(value)} | `{signature}` |"
+            f"| {_cell(system)} | {name} | {_shown(value)} | `{_cell(signature)}` |"
             for system, scores in document["systems"].items()
             for name, value, signature in _leaves(scores, document["signatures"])
         ]
@@ -144,6 +145,11 @@ def _scores(path: Path) -> str:
             "the output of tools/evaluate_qa.py --json, or remove the file",
         ) from None
     return "\n".join(["| system | score | value | protocol |", "|---|---|---|---|", *rows])
+
+
+def _cell(text: str) -> str:
+    """Text of a table's cell: a bar in it, in code too, would end the cell."""
+    return text.replace("|", "\\|")
 
 
 def _leaves(scores: dict, signatures: dict) -> Iterator[tuple[str, object, str]]:

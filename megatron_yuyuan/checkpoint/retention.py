@@ -50,11 +50,12 @@ def remove_superseded(
     return superseded
 
 
-def best_checkpoint(directory: str | Path) -> tuple[Path, float] | None:
+def best_checkpoint(directory: str | Path, last: int) -> tuple[Path, float] | None:
     """The checkpoint of lowest validation loss, of equal ones the latest, with that loss; None where none
-    has one."""
+    has one. Those after iteration `last` are of a run that was taken back."""
     found = {_iteration(path): path for path in whole_checkpoints(directory)}
-    losses = dict(_validation_losses({i: path for i, path in found.items() if i is not None}))
+    found = {i: path for i, path in found.items() if i is not None and i <= last}
+    losses = dict(_validation_losses(found))
     if not losses:
         return None
     best = _best_first(losses)[0]

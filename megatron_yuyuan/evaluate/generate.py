@@ -55,7 +55,15 @@ def generate_batch(
     """
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens={max_new_tokens}", "no text is that short", "1 or more")
-    positions = model.config.max_position_embeddings
+    require_room(prompts, model.config.max_position_embeddings)
+    if not prompts:
+        return []
+    batch = _Batch(model, prompts, max_new_tokens, use_cache)
+    return batch.run(Sampling(**sampling), eod)
+
+
+def require_room(prompts: Sequence[Sequence[int]], positions: int) -> None:
+    """Raise DataError for a prompt that is empty or leaves no position for a token."""
     for number, prompt in enumerate(prompts):
         if not 0 < len(prompt) < positions:
             raise DataError(
@@ -63,10 +71,6 @@ def generate_batch(
                 "a text continues a prompt of at least one token and needs a position for each of its own",
                 f"a prompt of 1 to {positions - 1} tokens",
             )
-    if not prompts:
-        return []
-    batch = _Batch(model, prompts, max_new_tokens, use_cache)
-    return batch.run(Sampling(**sampling), eod)
 
 
 class _Batch:
@@ -177,6 +181,7 @@ def complete_all(
 
     Prompts of like length are asked together, so that little is padded.
     """
+    require_room(prompts, loaded.model.config.max_position_embeddings)  # all, before any is asked
     eod, texts = loaded.tokenizer.eod, [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     for start in range(0, len(order), batch_size):

@@ -67,7 +67,9 @@ class Sampling:
             logits.scatter_(1, texts, torch.where(seen > 0, seen / penalty, seen * penalty))
         if not self.temperature:
             return logits.argmax(1)
-        return self._draw(logits.float() / self.temperature, generators)
+        logits = logits.float()
+        logits -= logits.amax(1, keepdim=True)  # a tiny temperature would give inf, and inf - inf
+        return self._draw(logits / self.temperature, generators)
 
     def _draw(self, scores: Tensor, generators: list[torch.Generator]) -> Tensor:
         """One token of each row of (B, vocab_size)."""

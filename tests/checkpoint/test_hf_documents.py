@@ -125,7 +125,7 @@ def test_the_card_says_what_the_run_did_and_scored(run):
         "- layout: tensor 2 x pipeline 1",
         "- 0.70 hours of training steps; loss of the last 2.0000",
         "- validation loss 2.5000",
-        "| qa, greedy | corpus_bleu, smoothed | 0.4000 / 0.3000 | `BLEU|smooth:exp` |",
+        "| qa, greedy | corpus_bleu, smoothed | 0.4000 / 0.3000 | `BLEU\\|smooth:exp` |",
         "| qa, greedy | exact_match | 0.2500 | `normalised` |",
         "**Not medical advice.**",
     ):

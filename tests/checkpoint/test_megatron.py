@@ -4,6 +4,7 @@ compared by its own GPTModel each time."""
 import argparse
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -278,6 +279,36 @@ def test_old_pickles_are_opened_on_trust_alone_and_elsewhere(
     run = import_megatron(old, tmp_path / "run", tokenizer, iteration=None, trust=True)
     assert (tmp_path / "opened").exists()  # it was opened, as a person said
     assert_same(load_model(run).model.state_dict(), weights)
+
+
+class Copies:
+    """Copies a file when it is opened as a pickle."""
+
+    def __init__(self, source: str, target: Path):
+        self.arguments = source, str(target)
+
+    def __reduce__(self):
+        return shutil.copyfile, self.arguments
+
+
+def test_old_pickles_see_no_network(loaded, tmp_path, without_megatron, tokenizer, capsys):
+    enter = "import ctypes; raise SystemExit(ctypes.CDLL(None).unshare(0x50000000) != 0)"
+    if subprocess.run([sys.executable, "-c", enter]).returncode:
+        pytest.skip("this system gives no user an empty network")
+    seen = Copies("/proc/net/dev", tmp_path / "network")
+    old = write_legacy(tmp_path / "old", loaded.model.state_dict(), {"rng": seen})
+    import_megatron(old, tmp_path / "run", tokenizer, trust=True)
+    devices = [
+        line.split(":")[0].strip() for line in (tmp_path / "network").read_text().splitlines()[2:]
+    ]
+    assert devices == ["lo"] and "warning" not in capsys.readouterr().err
+
+
+def test_the_exact_gelu_is_refused():
+    shapes = {megatron_name(n): tuple(t.shape) for n, t in GPT2(SHAPE).state_dict().items()}
+    exact = argparse.Namespace(bias_gelu_fusion=False, openai_gelu=False)
+    with pytest.raises(DataError, match="bias_gelu_fusion=False"):
+        megatron_convert._shape(shapes, exact, 4, 280)
 
 
 def test_old_pickles_that_cannot_be_converted_are_said(

@@ -56,12 +56,13 @@ def test_a_checkpoint_that_one_rule_keeps_is_kept(saved, rules, kept):
 
 
 def test_the_best_is_the_latest_of_lowest_loss(saved, tmp_path_factory):
-    assert best_checkpoint(saved) == (saved / "iter_0000500", 3.0)
+    assert best_checkpoint(saved, 900) == (saved / "iter_0000500", 3.0)
+    assert best_checkpoint(saved, 400) == (saved / "iter_0000200", 3.0)  # 500 was taken back
     shutil.rmtree(saved / "iter_0000500")
-    assert best_checkpoint(saved) == (saved / "iter_0000200", 3.0)
+    assert best_checkpoint(saved, 900) == (saved / "iter_0000200", 3.0)
     without = tmp_path_factory.mktemp("without")
     save_checkpoint(without, 1, {"a": torch.ones(2)}, {"validation_loss": None})
-    assert best_checkpoint(without) is None
+    assert best_checkpoint(without, 900) is None
 
 
 def test_where_the_run_started_from_stays(saved):
