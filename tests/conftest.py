@@ -32,6 +32,17 @@ def real_data(request) -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Many tiny steps: threads would wait for each other longer than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""

@@ -7,20 +7,18 @@ import pytest
 import torch
 from commands import ROOT, run
 from tiny import TINY
+from tiny_run import save_run
 
-from megatron_yuyuan.checkpoint.dcp import describe_run, save_checkpoint
 from megatron_yuyuan.checkpoint.hf import to_huggingface
 from megatron_yuyuan.checkpoint.model import load_divided_model, load_model, open_model
 from megatron_yuyuan.checkpoint.model_card import model_card
 from megatron_yuyuan.config import Config, ParallelConfig
 from megatron_yuyuan.data.qa_dataset import QADataset
 from megatron_yuyuan.data.question_file import QuestionFile
-from megatron_yuyuan.data.tokenizer import train_bpe
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
 from megatron_yuyuan.evaluate.generate import answer
 from megatron_yuyuan.evaluate.perplexity import perplexity
 from megatron_yuyuan.log import read_metrics
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
 from megatron_yuyuan.run import finetune, pretrain
 from megatron_yuyuan.train.throughput import training_flops
 from megatron_yuyuan.validation import validate
@@ -33,16 +31,9 @@ FLAGS = ("--packing", "--lora-rank", 2, "--lora-alpha", 8, "--seq-length", 64, "
 def base(tmp_path_factory) -> Path:
     """A folder with an untrained run and qa.jsonl, whose longest answer does not fit 64 tokens."""
     directory = tmp_path_factory.mktemp("base")
-    tokenizer = train_bpe(iter(["Question:What is gout? answer: A disease of joints."] * 4), 280)
-    config = Config().replace(
-        num_layers=2, hidden_size=16, num_attention_heads=2, vocab_size=tokenizer.vocab_size,
-        max_position_embeddings=64, seq_length=64, init_method_std=0.1,
-    )  # fmt: skip
-    model = GPT2(config.model)
-    init_weights(model, seed=1)
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    save_checkpoint(directory / "run", 3, tensors, describe_run(config, tokenizer, 0, None))
-    tokenizer.save(directory / "run" / "tokenizer")
+    texts = ["Question:What is gout? answer: A disease of joints."] * 4
+    shape = {"hidden_size": 16, "num_attention_heads": 2, "init_method_std": 0.1}
+    save_run(directory / "run", texts, vocab_size=280, **shape)
     pairs = [{"question": f"What is {n}?", "answer": a} for n, a in enumerate(ANSWERS * 3)]
     (directory / "qa.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     return directory

@@ -30,7 +30,8 @@ from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
 from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
-from megatron_yuyuan.model.gpt2 import GPT2, store_by_columns
+from megatron_yuyuan.model.decoding import store_by_columns
+from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.model.lora import factor_shapes, merge_factors
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.parallel.forward import DividedModel

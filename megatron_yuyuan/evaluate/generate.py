@@ -18,7 +18,8 @@ from torch import Tensor
 from megatron_yuyuan.checkpoint.model import LoadedModel
 from megatron_yuyuan.errors import ConfigError, DataError
 from megatron_yuyuan.evaluate.sampling import Sampling
-from megatron_yuyuan.model.gpt2 import GPT2, KeyValueCache
+from megatron_yuyuan.model.decoding import KeyValueCache
+from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.parallel.forward import DividedModel
 
 BATCH = 16

@@ -12,7 +12,6 @@ under their global number, and a part that is None (embedding or head on another
 through.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +20,8 @@ from torch import Tensor, nn
 
 from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.kernels import DropoutMask, Kernels
-from megatron_yuyuan.kernels.philox import name_key, normal
 from megatron_yuyuan.model.attention_backend import attention_weights, fused_attention
+from megatron_yuyuan.model.decoding import KeyValueCache
 from megatron_yuyuan.model.loss import LanguageModelHead
 from megatron_yuyuan.model.recomputation import Recomputation, recomputed
 
@@ -41,38 +40,8 @@ class Sides:
     """Optimizer step; with sample_ids and the position it determines every dropout mask."""
     document_ids: Tensor | None
     """(B, T) int64 or None: tokens attend only within their document."""
-    cache: "KeyValueCache | None"
+    cache: KeyValueCache | None
     """Keys and values of the tokens before these, when generating."""
-
-
-class KeyValueCache:
-    """Keys and values, (B, N, T, D) each, of the tokens seen so far, for every layer that asks.
-
-    `length` tokens are in it, of at most `capacity`; a forward pass over T more appends them, then
-    the caller calls `advance(T)`.
-    """
-
-    def __init__(self, capacity: int):
-        self.capacity, self.length = capacity, 0
-        self._store: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append this layer's new keys and values; return all of them so far."""
-        if layer not in self._store:
-            shape = (*k.shape[:2], self.capacity, k.shape[3])
-            self._store[layer] = k.new_empty(shape), v.new_empty(shape)
-        stop = self.length + k.shape[2]
-        for kept, new in zip(self._store[layer], (k, v), strict=True):
-            kept[:, :, self.length : stop] = new
-        keys, values = self._store[layer]
-        return keys[:, :, :stop], values[:, :, :stop]
-
-    def advance(self, tokens: int) -> None:
-        self.length += tokens
-
-    def keep(self, samples: list[int]) -> None:
-        """Go on with these samples alone."""
-        self._store = {layer: (k[samples], v[samples]) for layer, (k, v) in self._store.items()}
 
 
 class Dropout(nn.Module):
@@ -251,7 +220,7 @@ class Block(nn.Module):
 class GPT2(nn.Module):
     """GPT-2 with its language-modelling head, or the part of it that one pipeline stage holds.
 
-    Weights are uninitialised until `init_weights` or a checkpoint fills them, so that the model can
+    Weights are uninitialised until `initialization.init_weights` or a checkpoint fills them, so that the model can
     be built on the meta device at any size.
     """
 
@@ -316,51 +285,3 @@ class GPT2(nn.Module):
         if last_token_only:
             x = x[:, -1:]
         return self.head(self.ln_f(x), self.wte.weight, labels)
-
-
-@torch.no_grad()
-def store_by_columns(model: nn.Module) -> None:
-    """Lay the matrices of a model on the CPU out in memory by columns; shapes and values stay.
-
-    y = x W^T of one token reads all of W (C_out, C_in) and computes little. By rows that is C_out dot
-    products, by columns C_in additions to y, which stream from memory faster; except where y is the
-    shorter one (`mlp.c_proj`), which stays as it is.
-    """
-    for weight in model.parameters():
-        if weight.dim() == 2 and weight.shape[0] >= weight.shape[1]:
-            weight.data = weight.data.t().contiguous().t()
-
-
-def initial_values(
-    name: str, shape: tuple[int, ...], rows: range, config: ModelConfig, seed: int, device
-) -> Tensor:
-    """Rows [rows.start, rows.stop) of a parameter's initial value.
-
-    | parameter                     | value                                                                |
-    |-------------------------------|----------------------------------------------------------------------|
-    | biases                        | 0                                                                    |
-    | LayerNorm weights             | 1                                                                    |
-    | c_proj weights (2 per layer)  | normal, std = init_method_std / sqrt(2 * num_layers)                 |
-    | every other matrix            | normal, std = init_method_std                                        |
-
-    A function of (seed, name, element), so that every layout starts from the same model. Source of
-    the depth scaling: Radford et al. 2019, section 2.3.
-    """
-    if len(shape) == 1:
-        return torch.full((len(rows),), float(name.endswith("weight")), device=device)
-    std = config.init_method_std
-    if name.endswith("c_proj.weight"):
-        std /= math.sqrt(2 * config.num_layers)
-    width = math.prod(shape[1:])
-    values = normal(rows.start * width, rows.stop * width, name_key(seed, name), device)
-    return values.view(len(rows), *shape[1:]).mul_(std)
-
-
-@torch.no_grad()
-def init_weights(model: GPT2, seed: int) -> None:
-    """Fill an undivided model with its initial values."""
-    for name, parameter in model.named_parameters():
-        rows = range(parameter.shape[0])
-        parameter.copy_(
-            initial_values(name, tuple(parameter.shape), rows, model.config, seed, parameter.device)
-        )

@@ -7,7 +7,8 @@ from torch.distributed.tensor import Shard
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.kernels import Kernels
-from megatron_yuyuan.model.gpt2 import GPT2, initial_values
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import initial_values
 from megatron_yuyuan.model.lora import initial_factor, is_factor
 from megatron_yuyuan.model.recomputation import Recomputation
 from megatron_yuyuan.parallel.cross_entropy import VocabParallelHead

@@ -24,7 +24,8 @@ from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.data.template import QuestionTemplate
 from megatron_yuyuan.data.tokenizer import Tokenizer, train_bpe
 from megatron_yuyuan.errors import ConfigError, DataError, UnsafeError
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 
 TEXTS = [
     "Question:What is gout? answer: Gout is a disease of the joints.",

@@ -18,7 +18,8 @@ from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.template import TEMPLATE
 from megatron_yuyuan.data.tokenizer import train_bpe
 from megatron_yuyuan.errors import DataError
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 
 PUBLISHED = [
     """\

@@ -3,14 +3,12 @@
 from pathlib import Path
 
 import pytest
+from tiny_run import save_run
 
-from megatron_yuyuan.checkpoint.dcp import describe_run, save_checkpoint
 from megatron_yuyuan.checkpoint.model import load_divided_model, load_model
-from megatron_yuyuan.config import Config, ParallelConfig
-from megatron_yuyuan.data.tokenizer import train_bpe
+from megatron_yuyuan.config import ParallelConfig
 from megatron_yuyuan.errors import ConfigErrors
 from megatron_yuyuan.evaluate.generate import answer
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
 
 QUESTION = "What is gout?"
 
@@ -19,16 +17,8 @@ QUESTION = "What is gout?"
 def run(tmp_path_factory) -> Path:
     """A run directory of untrained weights."""
     directory = tmp_path_factory.mktemp("run")
-    tokenizer = train_bpe(iter(["Question:What is gout? answer: A disease of joints."] * 4), 280)
-    config = Config().replace(
-        num_layers=4, hidden_size=32, num_attention_heads=4, vocab_size=tokenizer.vocab_size,
-        max_position_embeddings=64, seq_length=64, init_method_std=0.3,
-    )  # fmt: skip
-    model = GPT2(config.model)
-    init_weights(model, seed=1)
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    save_checkpoint(directory, 3, tensors, describe_run(config, tokenizer, 0, None))
-    tokenizer.save(directory / "tokenizer")
+    texts = ["Question:What is gout? answer: A disease of joints."] * 4
+    save_run(directory, texts, vocab_size=280, num_layers=4, init_method_std=0.3)
     return directory
 
 

@@ -12,7 +12,8 @@ from megatron_yuyuan.data.indexed_dataset import IndexedDataset, IndexedDatasetW
 from megatron_yuyuan.data.loader import Borders, read_batch
 from megatron_yuyuan.data.packing import PackedQADataset, best_fit_decreasing
 from megatron_yuyuan.data.qa_dataset import QADataset
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 
 EOD, LENGTH = 0, 16
 

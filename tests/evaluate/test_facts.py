@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pytest
 import torch
+from tiny_run import tiny_gpt2
 
 from megatron_yuyuan.checkpoint.model import LoadedModel
-from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.template import TEMPLATE
 from megatron_yuyuan.data.tokenizer import train_bpe
 from megatron_yuyuan.errors import DataError
@@ -32,7 +32,6 @@ from megatron_yuyuan.evaluate.facts import (
 )
 from megatron_yuyuan.evaluate.heat_map import heat_map
 from megatron_yuyuan.evaluate.likelihood import LikelihoodScorer, Surprise
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
 
 TEXTS = ["Aspirin prevents stroke.", "Gout is painful.", "Aspirin does not prevent gout at all."]
 CONTEXT = "Gout is a painful disease of the joints."
@@ -42,16 +41,7 @@ CONTEXT = "Gout is a painful disease of the joints."
 def loaded(tmp_path_factory) -> LoadedModel:
     """A tiny random model of 48 positions."""
     tokenizer = train_bpe(iter([*TEXTS, CONTEXT] * 3), 300)
-    config = Config().replace(
-        num_layers=2,
-        hidden_size=32,
-        num_attention_heads=4,
-        max_position_embeddings=48,
-        vocab_size=tokenizer.vocab_size,
-        init_method_std=0.3,
-    )
-    model = GPT2(config.model)
-    init_weights(model, seed=2)
+    _, model = tiny_gpt2(tokenizer, max_position_embeddings=48, init_method_std=0.3)
     return LoadedModel(model.eval(), tokenizer, TEMPLATE, {}, tmp_path_factory.mktemp("none"))
 
 

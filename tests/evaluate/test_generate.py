@@ -22,24 +22,18 @@ from megatron_yuyuan.evaluate.generate import (
     generate,
     generate_batch,
 )
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights, store_by_columns
+from megatron_yuyuan.model.decoding import store_by_columns
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.parallel.forward import DividedModel
 from megatron_yuyuan.parallel.plan import build_stages
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT, NEVER = [3, 14, 15, 9, 2], -1
 PROMPTS = [PROMPT, [8], list(range(30, 60)), [7, 7, 7], list(range(12))]
 DIVIDED = [[3, 14, 15], [8], list(range(50, 59))]
 SAMPLED = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Many tiny steps: threads would wait for each other longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,11 @@ from megatron_yuyuan.data.indexed_dataset import IndexedDataset, IndexedDatasetW
 from megatron_yuyuan.data.qa_dataset import QADataset
 from megatron_yuyuan.errors import ConfigError, DataError
 from megatron_yuyuan.evaluate.perplexity import Windows, perplexity
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 POSITIONS = TINY.model.max_position_embeddings
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Many tiny steps: threads would wait for each other longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

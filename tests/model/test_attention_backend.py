@@ -17,7 +17,8 @@ from megatron_yuyuan.model.attention_backend import (
     describe_attention,
     sdpa_backends,
 )
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 from megatron_yuyuan.validation import validate
 
 CUDNN, FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION

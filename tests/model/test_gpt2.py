@@ -8,7 +8,9 @@ from megatron_yuyuan.checkpoint.hf_format import from_huggingface
 from megatron_yuyuan.config import IGNORE, Config, ModelConfig
 from megatron_yuyuan.config_toml import load_toml
 from megatron_yuyuan.kernels.philox import name_key, normal
-from megatron_yuyuan.model.gpt2 import GPT2, KeyValueCache, init_weights
+from megatron_yuyuan.model.decoding import KeyValueCache
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 
 SHAPE = ModelConfig(
     num_layers=2, hidden_size=32, num_attention_heads=4, vocab_size=101, max_position_embeddings=24

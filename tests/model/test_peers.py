@@ -1,7 +1,6 @@
 """Ours beside what others trust, GPT2LMHeadModel of transformers and GPTModel of megatron-core, from the
 same weights on the same data, on the CPU in one process."""
 
-import contextlib
 from dataclasses import dataclass
 
 import pytest
@@ -12,6 +11,8 @@ from tiny import TINY, RandomText, build_trainer, largest_difference
 from torch import Tensor, nn
 
 from megatron_yuyuan.checkpoint.hf_format import from_huggingface, to_huggingface
+from megatron_yuyuan.checkpoint.megatron import megatron_name
+from megatron_yuyuan.checkpoint.megatron_logits import NoGenerator, gpt_model
 from megatron_yuyuan.config import IGNORE
 from megatron_yuyuan.data.loader import Batch
 from megatron_yuyuan.model.gpt2 import GPT2
@@ -32,27 +33,6 @@ BOUND = 1e-5
 BOUND_OF_WEIGHTS = 2e-4
 """Of weights after ten steps: AdamW divides a gradient by its own size, also one that is mostly
 rounding."""
-MODULES = {
-    "wte": "embedding.word_embeddings",
-    "wpe": "embedding.position_embeddings",
-    "ln_1": "input_layernorm",
-    "attn.c_attn": "self_attention.linear_qkv",
-    "attn.c_proj": "self_attention.linear_proj",
-    "ln_2": "pre_mlp_layernorm",
-    "mlp.c_fc": "mlp.linear_fc1",
-    "mlp.c_proj": "mlp.linear_fc2",
-    "ln_f": "decoder.final_layernorm",
-}
-"""Our module -> megatron-core's, of a layer or of the model. Rows of linear_qkv lie as ours do."""
-
-
-def megatron_name(name: str) -> str:
-    """h.3.mlp.c_fc.bias -> decoder.layers.3.mlp.linear_fc1.bias"""
-    module, _, kind = name.rpartition(".")
-    if not module.startswith("h."):
-        return f"{MODULES[module]}.{kind}"
-    _, number, module = module.split(".", 2)
-    return f"decoder.layers.{number}.{MODULES[module]}.{kind}"
 
 
 @dataclass
@@ -122,40 +102,7 @@ def build_transformers() -> Transformers:
 
 
 def build_megatron() -> MegatronCore:
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-    from megatron.core.transformer import TransformerConfig
-
-    config = TransformerConfig(
-        num_layers=CONFIG.model.num_layers,
-        hidden_size=CONFIG.model.hidden_size,
-        num_attention_heads=CONFIG.model.num_attention_heads,
-        activation_func=lambda x: F.gelu(x, approximate="tanh"),
-        attention_dropout=0.0,
-        hidden_dropout=0.0,
-        use_cpu_initialization=True,
-        gradient_accumulation_fusion=False,
-        masked_softmax_fusion=False,
-        bias_dropout_fusion=False,
-        bias_activation_fusion=False,
-        persist_layer_norm=False,
-    )
-    model = GPTModel(
-        config,
-        get_gpt_layer_local_spec(),
-        vocab_size=CONFIG.model.vocab_size,
-        max_sequence_length=CONFIG.model.max_position_embeddings,
-        position_embedding_type="learned_absolute",
-        share_embeddings_and_output_weights=True,
-    )
-    return MegatronCore(model)
-
-
-class NoGenerator:
-    """In place of the CUDA generators that megatron-core forks for a dropout that is off."""
-
-    def fork(self, *_, **__):
-        return contextlib.nullcontext()
+    return MegatronCore(gpt_model(CONFIG.model, CONFIG.model.vocab_size))
 
 
 @pytest.fixture(scope="module")

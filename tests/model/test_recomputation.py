@@ -7,7 +7,8 @@ import torch
 from tiny import TINY, RandomText
 
 from megatron_yuyuan.data.loader import read_batch
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 from megatron_yuyuan.model.recomputation import Recomputation
 
 DROPOUT = TINY.replace(hidden_dropout=0.1, attention_dropout=0.1)

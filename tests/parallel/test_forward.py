@@ -6,7 +6,8 @@ from tiny import TINY, Layout
 from torch import Tensor
 
 from megatron_yuyuan.evaluate.generate import generate
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.parallel.forward import DividedModel
 from megatron_yuyuan.parallel.plan import build_stages

@@ -8,7 +8,8 @@ from tiny import TINY, Layout, RandomText, all_layouts, build_trainer, largest_d
 from trajectory import whole_gradients
 
 from megatron_yuyuan.data.loader import Borders, read_batch
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 from megatron_yuyuan.parallel.tensor import TensorAxis
 
 DROPOUT = TINY.replace(hidden_dropout=0.1, attention_dropout=0.1)

@@ -9,7 +9,8 @@ from tiny import TINY, Layout, RandomText, build_trainer
 
 from megatron_yuyuan.checkpoint.dcp import load_tensors, save_checkpoint
 from megatron_yuyuan.data.loader import read_batch
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 from megatron_yuyuan.model.lora import factor_shapes, merge_factors
 from megatron_yuyuan.train.state import named_parameters
 

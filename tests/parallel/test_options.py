@@ -1,5 +1,5 @@
-"""Every option on every layout of 8 ranks against one process. `make test-all` runs every pair of options
-too, three minutes, and every combination, hours."""
+"""Every option, and every pair of options, on the layouts of 8 ranks against one process. `make test-all` runs
+every combination too, hours."""
 
 from functools import cache
 
@@ -68,7 +68,6 @@ def test_every_option_takes_the_steps_one_process_takes(ranks, alone, layout):
     check(ranks, alone, singles(layout))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_pair_of_options_does(ranks, alone, layout):
     check(ranks, alone, [row for row in read_table() if row["layout"] == layout])

@@ -8,14 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_run import save_run
 
 from megatron_yuyuan.checkpoint import megatron_convert
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint, save_checkpoint
+from megatron_yuyuan.checkpoint.dcp import find_checkpoint
 from megatron_yuyuan.checkpoint.model import load_model
-from megatron_yuyuan.config import Config
-from megatron_yuyuan.data.template import TEMPLATE
-from megatron_yuyuan.data.tokenizer import train_bpe
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
 
 NAMES = ("gout", "lupus", "flu")
 PAIRS = [
@@ -26,35 +23,8 @@ PAIRS = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("run")
-    tokenizer = train_bpe(
-        (f"Question:{question} answer: {text}" for question, text in PAIRS * 3), 320
-    )
-    config = Config().replace(
-        num_layers=2,
-        hidden_size=32,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        seq_length=64,
-        vocab_size=tokenizer.vocab_size,
-        init_method_std=0.2,
-    )
-    model = GPT2(config.model)
-    init_weights(model, seed=1)
-    for iteration in (3, 5):
-        document = {
-            "consumed_samples": 20,
-            "optimizer": False,
-            "template": TEMPLATE.to_dict(),
-            "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
-            "random": {},
-            "data_order": 1,
-            "config": config.to_dict(),
-        }
-        tensors = {
-            f"model.{name}": tensor * iteration for name, tensor in model.state_dict().items()
-        }
-        save_checkpoint(directory, iteration, tensors, document)
-    tokenizer.save(directory / "tokenizer")
+    texts = [f"Question:{question} answer: {text}" for question, text in PAIRS * 3]
+    save_run(directory, texts, iterations=(3, 5))
     return directory
 
 

@@ -5,12 +5,7 @@ import subprocess
 import sys
 
 import pytest
-
-from megatron_yuyuan.checkpoint.dcp import save_checkpoint
-from megatron_yuyuan.config import Config
-from megatron_yuyuan.data.template import TEMPLATE
-from megatron_yuyuan.data.tokenizer import train_bpe
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from tiny_run import save_run
 
 NAMES = ("gout", "lupus", "flu", "asthma", "croup", "mumps", "rabies", "scurvy")
 QUESTIONS = [f"Is {name} {state}?" for name in NAMES for state in ("painful", "rare", "a disease")]
@@ -20,30 +15,7 @@ QUESTIONS = [f"Is {name} {state}?" for name in NAMES for state in ("painful", "r
 def run(tmp_path_factory):
     """A tiny random model of 64 positions, as a run directory."""
     directory = tmp_path_factory.mktemp("run")
-    tokenizer = train_bpe((text for text in QUESTIONS * 3), 300)
-    config = Config().replace(
-        num_layers=2,
-        hidden_size=32,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        seq_length=64,
-        vocab_size=tokenizer.vocab_size,
-        init_method_std=0.3,
-    )
-    model = GPT2(config.model)
-    init_weights(model, seed=1)
-    document = {
-        "consumed_samples": 20,
-        "optimizer": False,
-        "template": TEMPLATE.to_dict(),
-        "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
-        "random": {},
-        "data_order": 1,
-        "config": config.to_dict(),
-    }
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    save_checkpoint(directory, 3, tensors, document)
-    tokenizer.save(directory / "tokenizer")
+    save_run(directory, QUESTIONS * 3, vocab_size=300, init_method_std=0.3)
     return directory
 
 

@@ -13,7 +13,8 @@ from megatron_yuyuan.errors import ConfigErrors
 from megatron_yuyuan.introduction import introduce_plan
 from megatron_yuyuan.kernels import Kernels
 from megatron_yuyuan.log import Log
-from megatron_yuyuan.model.gpt2 import GPT2, Attention, Sides, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2, Attention, Sides
+from megatron_yuyuan.model.initialization import init_weights
 from megatron_yuyuan.train import loop
 from megatron_yuyuan.validation import validate
 

@@ -5,7 +5,8 @@ import torch
 from tiny import TINY, Layout, RandomText, build_trainer
 
 from megatron_yuyuan.data.loader import read_batch
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 from megatron_yuyuan.train.optimizer import build_optimizer
 from megatron_yuyuan.train.schedule import learning_rate
 

@@ -8,7 +8,8 @@ from tiny import TINY, RandomText
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_yuyuan.data.loader import read_batch
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 from megatron_yuyuan.train import throughput
 from megatron_yuyuan.train.throughput import Throughput, samples_left, training_flops
 

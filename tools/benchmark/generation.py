@@ -21,7 +21,9 @@ from megatron_yuyuan.cli import ArgumentParser, run_command
 from megatron_yuyuan.config import Config, ModelConfig
 from megatron_yuyuan.config_toml import load_toml
 from megatron_yuyuan.evaluate.generate import generate_batch
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights, store_by_columns
+from megatron_yuyuan.model.decoding import store_by_columns
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 
 NEVER = -1
 """No token ends a text: both generate as many."""

@@ -26,7 +26,8 @@ from megatron_yuyuan.config import IGNORE, Config
 from megatron_yuyuan.data.loader import Dataset, read_batch
 from megatron_yuyuan.data.tokenizer import open_tokenizer
 from megatron_yuyuan.log import read_metrics
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 from megatron_yuyuan.samples import text_samples
 from megatron_yuyuan.train.schedule import learning_rate
 

@@ -18,7 +18,8 @@ from megatron_yuyuan.data.indexed_dataset import IndexedDataset
 from megatron_yuyuan.data.loader import Batch, Borders, read_batch
 from megatron_yuyuan.data.packing import PackedQADataset
 from megatron_yuyuan.data.qa_dataset import QADataset
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 from megatron_yuyuan.train.optimizer import build_optimizer
 
 PACKED, LONGEST, WHOLE = "packed", "padded to the longest of a batch", "padded to the sequence"

@@ -17,7 +17,8 @@ from torch.distributed.tensor.parallel import (
 
 from megatron_yuyuan.config import Config, OptimizerConfig
 from megatron_yuyuan.data.loader import Batch
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 
 BatchOf = Callable[[int], Batch]
 """The batch of a step."""

@@ -23,7 +23,8 @@ from megatron_yuyuan.data.gpt_dataset import GPTDataset
 from megatron_yuyuan.data.indexed_dataset import IndexedDataset
 from megatron_yuyuan.data.loader import read_batch
 from megatron_yuyuan.evaluate.perplexity import perplexity
-from megatron_yuyuan.model.gpt2 import GPT2, init_weights
+from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.model.initialization import init_weights
 from megatron_yuyuan.train.optimizer import build_optimizer
 
 LENGTH, BATCH, LAYERS, WIDTH, HEADS, LEARNING_RATE = 128, 8, 4, 192, 6, 1e-3
