@@ -1,8 +1,11 @@
 """A tiny tokenizer and shards, and the commands run as a person runs them."""
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -12,19 +15,54 @@ SAMPLE_DATA = ROOT / "examples" / "sample_data"
 def run(
     *command: object, ranks: int = 0, status: int | None = 0, cwd: Path | None = None
 ) -> subprocess.CompletedProcess:
-    """`python COMMAND`, or torchrun over `ranks` processes; check the exit status (None: any)."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    ended = subprocess.run(
-        [sys.executable, *(launcher if ranks else []), *map(str, command)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    """A command of ours by itself (`forked`), or by torchrun over `ranks` processes; check the exit status
+    (None: any)."""
+    arguments = [*map(str, command)]
+    if ranks:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        ended = subprocess.run(
+            [sys.executable, *launcher, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=cwd,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+    else:
+        ended = forked(arguments, cwd)
     if status is not None:
         assert ended.returncode == status, ended.stdout + ended.stderr
     return ended
+
+
+def forked(arguments: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """`python ARGUMENTS` in a process of its own, forked from one that has imported torch already: to
+    import it takes longer than most commands do."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "megatron_yuyuan.run"])
+    with tempfile.TemporaryDirectory() as directory:
+        outputs = [f"{directory}/{name}" for name in ("stdout", "stderr")]
+        process = context.Process(target=_serve, args=(arguments, cwd or Path.cwd(), outputs))
+        process.start()
+        process.join()
+        stdout, stderr = (Path(output).read_text(encoding="utf-8") for output in outputs)
+    return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
+
+
+def _serve(arguments: list[str], cwd: Path, outputs: list[str]) -> None:
+    import torch
+
+    for descriptor, output in enumerate(outputs, start=1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.chdir(cwd)
+    torch.set_num_threads(1)
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        sys.path.insert(0, str(Path(arguments[0]).parent))
+        runpy.run_path(arguments[0], run_name="__main__")
 
 
 def tokenizer_flags(directory: Path | str) -> tuple[str, ...]:

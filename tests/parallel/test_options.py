@@ -64,13 +64,9 @@ def check(ranks, alone, choices: list[dict[str, str]]) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_option_takes_the_steps_one_process_takes(ranks, alone, layout):
-    check(ranks, alone, singles(layout))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_pair_of_options_does(ranks, alone, layout):
-    check(ranks, alone, [row for row in read_table() if row["layout"] == layout])
+def test_every_option_and_pair_takes_the_steps_one_process_takes(ranks, alone, layout):
+    pairs = [row for row in read_table() if row["layout"] == layout]
+    check(ranks, alone, [*singles(layout), *pairs])
 
 
 @pytest.mark.slow
