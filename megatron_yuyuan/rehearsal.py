@@ -1,0 +1,172 @@
+"""`--dry-run`: everything that a command names is checked, nothing is started, and what the job would
+hold, compute and exchange is said, from one step of the real code on tensors without memory.
+
+What is named is opened as the run would open it: checkpoint, tokenizer, shards. What is not named, as on
+a laptop that has none of them, is said to be unchecked.
+"""
+
+from dataclasses import dataclass
+
+from megatron_yuyuan.config import Config
+from megatron_yuyuan.errors import ConfigError, ConfigErrors
+from megatron_yuyuan.introduction import introduce_data, introduce_layout, table
+from megatron_yuyuan.log import Log
+from megatron_yuyuan.parallel import mesh as mesh_module
+from megatron_yuyuan.planner.clusters import RESERVED_GIB
+from megatron_yuyuan.planner.dry_run import PARTS, RankReport, count_a_step, fake_rank
+from megatron_yuyuan.planner.memory import predict_memory
+from megatron_yuyuan.resolve import (
+    Origin,
+    accept_changes,
+    require_validation,
+    resolve,
+    resolve_length,
+    run_tokenizer,
+    starting_point,
+)
+from megatron_yuyuan.validation import validate
+from megatron_yuyuan.writers import require_extras
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class UnnamedTokenizer:
+    """Stands for a tokenizer that was not named: its number of tokens is the configuration's."""
+
+    vocab_size: int
+
+
+def rehearse(config: Config, samples) -> None:
+    """Say what a job would take. Raises YuyuanError for what its run would refuse, and ConfigError where
+    its fullest rank does not fit into gpu_memory_gib. Of several processes the first alone does it."""
+    if mesh_module.rank() != 0:
+        return
+    log, ranks = Log(None, True), config.parallel.dry_run_ranks or mesh_module.world_size()
+    config, data = checked(config, samples, ranks, log)
+    pipeline = config.parallel.pipeline_model_parallel_size
+    reports: list[RankReport] = []
+    for pipeline_rank in range(pipeline):
+        with fake_rank(config, ranks, pipeline_rank * ranks // pipeline) as mesh:
+            if not reports:
+                introduce_layout(config, mesh, log)
+                if data is not None:
+                    introduce_data(config, *data, log)
+            reports.append(count_a_step(config, mesh))
+    for line in [*draw_memory(reports), *draw_exchanges(reports)]:
+        log.line(line)
+    require_room(config, ranks, reports, log)
+
+
+def checked(config: Config, samples, ranks: int, log: Log) -> tuple[Config, tuple | None]:
+    """The configuration as the run would resolve it, and its training and validation set if named.
+    Raises what the run would raise before its process group exists."""
+    origin = named_origin(config, log)
+    tokenizer = named_tokenizer(config, origin, log)
+    config = resolve(config, tokenizer, origin, ranks)
+    validate(config, ranks)
+    require_extras(config.logging)
+    data = config.data
+    if not (data.data_path or data.train_data_path or data.valid_data_path):
+        log.line("data: none is named, none is checked")
+        return config, None
+    training_set, validation_set = samples(config, tokenizer)
+    require_validation(config, validation_set)
+    config = resolve_length(config, len(training_set))
+    accept_changes(config, origin)
+    return config, (training_set, validation_set)
+
+
+def named_origin(config: Config, log: Log) -> Origin | None:
+    """What the run starts from. A finetuning without one has the shape of its configuration."""
+    checkpoint = config.checkpoint
+    if checkpoint.finetune and not (checkpoint.load or checkpoint.save):
+        log.line("load: no checkpoint is named, none is checked")
+        return None
+    return starting_point(config)
+
+
+def named_tokenizer(config: Config, origin: Origin | None, log: Log):
+    """The run's tokenizer, or a stand-in where none is named but the vocabulary's size is."""
+    data = config.data
+    named = data.tokenizer_model or data.vocab_file or data.merge_file
+    if named or data.data_path or data.train_data_path or origin or not config.model.vocab_size:
+        return run_tokenizer(config, origin)
+    log.line("tokenizer: none is named, none is checked")
+    return UnnamedTokenizer(config.model.vocab_size)
+
+
+def draw_memory(reports: list[RankReport]) -> list[str]:
+    """One row per pipeline rank: what lives on it at the worst moment of a step, and what it computes."""
+    rows = [["most on a rank, GiB", "parameters", *PARTS, "together", "TFLOP a step"]]
+    for report in reports:
+        sizes = [*report.at_peak.values(), report.peak]
+        drawn = [f"{size / GIB:,.2f}" for size in sizes]
+        name = f"  pipeline {report.place['pipeline']}"
+        rows.append([name, f"{report.parameters:,}", *drawn, f"{report.flops / 1e12:,.2f}"])
+    return table(rows, "  ")
+
+
+def draw_exchanges(reports: list[RankReport]) -> list[str]:
+    """One row per axis and kind of exchange: how often in a step, and how much, of the pipeline rank that
+    exchanges most."""
+    rows = [["a rank exchanges in a step", "how often", "GiB"]]
+    for what in sorted({what for report in reports for what in report.exchanged}):
+        most = max((report.exchanged.get(what, (0, 0)) for report in reports), key=lambda x: x[1])
+        rows.append([f"  {' '.join(what)}", f"{most[0]:,}", f"{most[1] / GIB:,.3f}"])
+    return table(rows, "  ")
+
+
+def require_room(config: Config, ranks: int, reports: list[RankReport], log: Log) -> None:
+    """Raises ConfigError where the tensors of a rank, and what a GPU is assumed to need beside them, do
+    not fit into gpu_memory_gib."""
+    limit = config.parallel.gpu_memory_gib
+    fullest = max(reports, key=lambda report: report.peak)
+    taken = fullest.peak / GIB
+    if not limit:
+        return
+    if taken + RESERVED_GIB > limit:
+        others = fitting(config, ranks, (limit - RESERVED_GIB) * GIB)
+        raise ConfigError(
+            f"a rank of pipeline rank {fullest.place['pipeline']} holds {taken:.1f} GiB of tensors, with "
+            f"{RESERVED_GIB:g} assumed beside them {taken + RESERVED_GIB:.1f}: more than gpu_memory_gib={limit:g}",
+            "it would run out of memory in its first step",
+            ", or ".join(others) or "more ranks, or a smaller model",
+        )
+    log.line(f"fits: {taken:.1f} GiB and {RESERVED_GIB:g} assumed beside tensors, of {limit:g}")
+
+
+def fitting(config: Config, ranks: int, capacity: float) -> list[str]:
+    """Flags, each of which alone would make the job fit, by prediction."""
+    parallel, training = config.parallel, config.training
+    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    recompute = {"recompute_activations": False, "recompute_granularity": "full"}
+    recompute |= {"recompute_method": "uniform", "recompute_num_layers": 1}
+    tried = {
+        "--sequence-parallel": {"sequence_parallel": True},
+        **{
+            f"--micro-batch-size {size}": {"micro_batch_size": size}
+            for size in (training.micro_batch_size // 2, training.micro_batch_size // 4, 1)
+            if 0 < size < training.micro_batch_size
+        },
+        "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1": recompute,
+        "--data-parallel-sharding-strategy optim_grads_params": {
+            "data_parallel_sharding_strategy": "optim_grads_params"
+        },
+        f"--tensor-model-parallel-size {2 * tensor}": {"tensor_model_parallel_size": 2 * tensor},
+        f"--pipeline-model-parallel-size {2 * pipeline}": {
+            "pipeline_model_parallel_size": 2 * pipeline
+        },
+    }
+    return [flags for flags, changes in tried.items() if fits(config, changes, ranks, capacity)]
+
+
+def fits(config: Config, changes: dict, ranks: int, capacity: float) -> bool:
+    """Whether a changed configuration is valid and predicted to fit into so many bytes."""
+    changed = config.replace(**changes)
+    try:
+        validate(changed, ranks)
+    except ConfigErrors:
+        return False
+    pipeline_ranks = range(changed.parallel.pipeline_model_parallel_size)
+    return all(predict_memory(changed, ranks, rank).total <= capacity for rank in pipeline_ranks)
