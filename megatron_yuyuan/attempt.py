@@ -1,0 +1,60 @@
+"""One attempt of a job: its ranks meet, the directory is theirs alone, and whoever is lost is named."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+from megatron_yuyuan.checkpoint.dcp import find_checkpoint
+from megatron_yuyuan.checkpoint.ranks import Ranks
+from megatron_yuyuan.checkpoint.space import require_place
+from megatron_yuyuan.config import Config
+from megatron_yuyuan.errors import NoProgressError
+from megatron_yuyuan.faults import fault_point
+from megatron_yuyuan.parallel import mesh as mesh_module
+from megatron_yuyuan.parallel.mesh import Mesh
+from megatron_yuyuan.train.stopping import Stopping
+from megatron_yuyuan.watch import lease
+from megatron_yuyuan.watch.exit_file import claim_exit
+from megatron_yuyuan.watch.heartbeat import Rank, Watched
+from megatron_yuyuan.watch.lost import losses_named
+
+
+@contextmanager
+def joined(config: Config, stopping: Stopping, watched: Watched, reached: int) -> Iterator[Mesh]:
+    """The mesh, while the ranks are together and no other job writes to SAVE.
+
+    reached: steps of the run before. Raises LostError for a rank that does not come, or is lost in the
+    `with` block; and, on every rank, BusyError, NoProgressError and DataError: see watch/lease.py.
+    """
+    save = config.checkpoint.save
+    with losses_named(watched):
+        mesh = mesh_module.start(config.parallel, stopping.asked)
+        try:
+            with _held(save, watched.rank, reached):
+                watched.heartbeat.beat("load", 0)
+                fault_point("start.joined")
+                yield mesh
+        finally:
+            mesh_module.stop()
+
+
+@contextmanager
+def _held(save: str, rank: Rank, reached: int) -> Iterator[None]:
+    """Hold the lease of SAVE on rank 0; every rank waits until it is taken, or raises why not."""
+    held: list[AbstractContextManager] = []
+
+    def take() -> None:
+        require_place(Path(save), needed=0)
+        newest = find_checkpoint(save)
+        saved = int(newest.name.removeprefix("iter_")) if newest else 0
+        try:
+            held.append(lease.take(Path(save), rank.job, saved, reached))
+        except NoProgressError as error:
+            report = {"class": error.kind, "status": error.status, "step": reached}
+            claim_exit(save, report | {"cause": error.what, "why": error.why, "rank": 0})
+            raise
+
+    if save:
+        Ranks().on_first(take)
+    with held[0] if held else nullcontext():
+        yield

@@ -1,0 +1,63 @@
+"""SAVE/exit.json without torch: how a run ended, written by whoever knows it first.
+
+exit_report.py says what stands in it. A good end replaces what is there; a bad one is claimed: of all
+processes that notice it one writes the file, and the others can read who was lost.
+"""
+
+import json
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+EXIT_FILE = "exit.json"
+
+
+def read_exit(save: str | Path) -> dict | None:
+    """The report; None where there is none that can be read."""
+    try:
+        report = json.loads((Path(save) / EXIT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) else None
+
+
+def as_json(document: dict) -> bytes:
+    """The text of a file for people and programs."""
+    return f"{json.dumps(document, indent=1)}\n".encode()
+
+
+def claim_exit(save: str | Path, report: dict) -> bool:
+    """Write the report unless there is one, or no SAVE directory yet; whether it was written. One of
+    several claimants succeeds, on NFS too: a link appears once."""
+    target = Path(save) / EXIT_FILE
+    return target.parent.is_dir() and publish_once(target, report)
+
+
+def publish_once(target: Path, document: dict) -> bool:
+    """Give a JSON file its name, whole, unless the name is taken; whether it got it. OSErrors are a
+    no: what could be said of them, the caller says of the state of the run."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.write_bytes(as_json(document))
+        with suppress(OSError):  # NFS may report the failure of a link that it has made
+            os.link(temporary, target)
+        return temporary.stat().st_nlink == 2
+    except OSError:
+        return False
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def replace(target: Path, document: dict) -> None:
+    """Give a JSON file its name, in place of what has it. Raises OSError."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    temporary.write_bytes(as_json(document))
+    os.replace(temporary, target)
+
+
+def resume_from(save: str | Path) -> str | None:
+    """The newest whole checkpoint, by name; a manifest is written last."""
+    whole = sorted(Path(save).glob(f"iter_{'[0-9]' * 7}/manifest.json"))
+    return str(whole[-1].parent) if whole else None

@@ -1,0 +1,103 @@
+"""What is said of a lost rank: three lines for people, and SAVE/exit.json."""
+
+import signal
+
+from megatron_yuyuan.errors import LostError, YuyuanError
+from megatron_yuyuan.watch.exit_file import resume_from
+from megatron_yuyuan.watch.heartbeat import Beat, Rank
+
+REASONS = {
+    signal.SIGKILL: "somebody killed it, or the kernel did because memory ran out",
+    signal.SIGSEGV: "native code reached for memory that is not its own",
+    signal.SIGABRT: "native code gave up; its message stands above",
+    signal.SIGBUS: "a file that is mapped into memory shrank, or /dev/shm is full",
+}
+"""What usually sends a signal."""
+
+
+def again(checkpoint: str | None) -> str:
+    """What to try where a rank was lost."""
+    where = f"which goes on from {checkpoint}" if checkpoint else "which begins anew"
+    return f"the same command again, {where}"
+
+
+def died(
+    rank: Rank, status: int | None, beat: Beat, stack: str, checkpoint: str | None
+) -> LostError:
+    """Of a rank whose end was seen. status: its exit status, or minus the signal; None where nobody
+    knows. stack: where a fault happened, if it was one."""
+    if status is None:
+        why = "a signal killed it: nobody saw which; often memory ran out"
+        return LostError(f"{rank} died {beat.place}", why, again(checkpoint))
+    how = f"signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"status {status}"
+    why = REASONS.get(-status, "its last messages stand above")
+    place = f"; it was in {stack}" if stack else ""
+    return LostError(f"{rank} died: {how} {beat.place}", f"{why}{place}", again(checkpoint))
+
+
+def launcher_died(rank: Rank, launcher: int, beat: Beat, checkpoint: str | None) -> LostError:
+    """Of a rank that the kernel killed because torchrun had died."""
+    return LostError(
+        f"its launcher (pid {launcher}) died, and {rank} with it {beat.place}",
+        "a rank that outlived torchrun would be in the next one's way",
+        again(checkpoint),
+    )
+
+
+def did_not_come(waiting: Rank, absent: dict, checkpoint: str | None) -> LostError:
+    """Of a rank that hangs. absent: its heartbeat file."""
+    name = f"rank {absent['rank']} ({absent['host']}, pid {absent['pid']})"
+    return LostError(
+        f"{name} did not come: rank {waiting.rank} waited for it {absent['place']}",
+        f"for {absent['idle_seconds']:.0f} s it has been here: {absent['stack']}",
+        f"{again(checkpoint)}; if it was only slow, a longer --distributed-timeout-minutes",
+    )
+
+
+def hosts_gone(silent: list[dict], checkpoint: str | None) -> LostError:
+    """Of ranks whose heartbeat files stand still."""
+    hosts = ", ".join(sorted({b["host"] for b in silent}))
+    ranks = ", ".join(str(b["rank"]) for b in silent)
+    return LostError(
+        f"host {hosts} is gone with rank {ranks}, last heard of {silent[0]['place']}",
+        "nothing there writes a heartbeat: the machine, its network or its file system failed",
+        again(checkpoint),
+    )
+
+
+def unknown(
+    rank: Rank, beat: Beat, beats: list[dict], late: bool, checkpoint: str | None
+) -> LostError:
+    """Of a rank that nobody can name. beats: the heartbeat files there are."""
+    what = "waited in vain for another rank" if late else "lost the connection to another rank"
+    places = "; ".join(f"rank {b['rank']}: {b.get('stack', b['place'])}" for b in beats)
+    return LostError(
+        f"rank {rank.rank} ({rank.host}) {what} {beat.place}",
+        places or "without --save no heartbeats are kept that could name it",
+        again(checkpoint),
+    )
+
+
+def reported(report: dict) -> LostError:
+    """What exit.json says already."""
+    cause, why = str(report.get("cause")), str(report.get("why"))
+    error = LostError(cause, why, again(report.get("resume_from")))
+    error.said = True
+    return error
+
+
+def report_of(error: YuyuanError, save: str, step: int, culprit: dict, number: int = 0) -> dict:
+    """exit.json for an error. culprit: rank, host and pid of the one that was lost, as far as they are
+    known; number: of the signal that killed it."""
+    return {
+        "class": error.kind,
+        "status": error.status,
+        "step": step,
+        "cause": error.what,
+        "host": culprit.get("host"),
+        "rank": culprit.get("rank"),
+        "pid": culprit.get("pid"),
+        "signal": signal.Signals(number).name if number else None,
+        "why": error.why,
+        "resume_from": resume_from(save),
+    }

@@ -1,0 +1,68 @@
+"""exit.json is written once by those who claim it, and read without torch."""
+
+import json
+import os
+import threading
+
+import pytest
+
+from megatron_yuyuan.watch import exit_file
+from megatron_yuyuan.watch.exit_file import claim_exit, read_exit, replace, resume_from
+
+
+def test_of_many_claimants_one_writes(tmp_path):
+    written = []
+
+    def claim(number: int) -> None:
+        if claim_exit(tmp_path, {"rank": number}):
+            written.append(number)
+
+    threads = [threading.Thread(target=claim, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [winner] = written
+    assert read_exit(tmp_path) == {"rank": winner}
+    assert os.listdir(tmp_path) == ["exit.json"]
+
+
+def test_nothing_is_claimed_where_there_is_no_run(tmp_path):
+    assert not claim_exit(tmp_path / "run", {})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_link_that_nfs_reports_as_failed_counts_if_it_is_there(tmp_path, monkeypatch):
+    link = os.link
+
+    def linked_and_failed(source, target):
+        link(source, target)
+        raise FileExistsError
+
+    monkeypatch.setattr(exit_file.os, "link", linked_and_failed)
+    assert claim_exit(tmp_path, {"rank": 1})
+    assert not claim_exit(tmp_path, {"rank": 2})
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[1]"])
+def test_what_is_no_report_is_none(tmp_path, text):
+    if text is not None:
+        (tmp_path / "exit.json").write_text(text)
+    assert read_exit(tmp_path) is None
+
+
+def test_the_newest_whole_checkpoint_is_named(tmp_path):
+    assert resume_from(tmp_path) is None
+    for name in ("iter_0000005", "iter_0000010", "iter_0000015.tmp", "iter_0000012.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").touch()
+    (tmp_path / "iter_0000020").mkdir()
+    assert resume_from(tmp_path) == str(tmp_path / "iter_0000010")
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    target = tmp_path / "a.json"
+    for number in (1, 2):
+        replace(target, {"number": number})
+        assert json.loads(target.read_text()) == {"number": number}
+    assert os.listdir(tmp_path) == ["a.json"]

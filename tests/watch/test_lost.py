@@ -1,0 +1,150 @@
+"""The ranks that are left name the one that is missing."""
+
+import json
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_yuyuan.errors import LostError
+from megatron_yuyuan.watch import lease, lost
+from megatron_yuyuan.watch.heartbeat import Rank, Watched, absent, heartbeat_path, read_heartbeats
+from megatron_yuyuan.watch.lost import losses_named
+
+CLOSED = "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:5"
+TIMED_OUT = "[gloo/transport/tcp/unbound_buffer.cc:119] Timed out waiting 5000ms for recv operation"
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    monkeypatch.setattr(lost, "REPORT", 0.2)
+    monkeypatch.setattr(lost, "BEAT", 0.1)
+
+
+def survivor(save="") -> Watched:
+    own = Watched(Rank(0, 3, "4711", "node1"), str(save))
+    own.heartbeat.beat("step", 50)
+    return own
+
+
+def loss(own: Watched, text: str) -> LostError:
+    """What a rank says whose collective fails with these words."""
+    with pytest.raises(LostError) as error, losses_named(own):
+        raise RuntimeError(text)
+    return error.value
+
+
+def heartbeat(save, rank: int, host: str = "node1", **more) -> None:
+    path = heartbeat_path(save, rank)
+    path.parent.mkdir(exist_ok=True)
+    document = {"rank": rank, "host": host, "pid": 70 + rank, "beats": 9, "idle_seconds": 12.0}
+    path.write_text(json.dumps(document | {"place": "in step 51"} | more))
+
+
+def test_what_a_witness_reports_is_what_the_others_end_with(tmp_path):
+    report = {"cause": "rank 1 (node2, pid 7) died", "why": "w", "resume_from": "R/iter_0000050"}
+    (tmp_path / "exit.json").write_text(json.dumps(report))
+    error = loss(survivor(tmp_path), CLOSED)
+    assert (error.what, error.why, error.said) == (report["cause"], "w", True)
+    assert error.remedy == "the same command again, which goes on from R/iter_0000050"
+    assert json.loads((tmp_path / "exit.json").read_text()) == report
+
+
+def test_a_rank_that_hangs_is_named_with_its_stack(tmp_path):
+    heartbeat(tmp_path, 0, waits=True, stack="all_reduce (distributed_c10d.py:9)")
+    heartbeat(tmp_path, 1, "node2", waits=False, stack="sleep (x.py:3) < read_batch (loader.py:50)")
+    error = loss(survivor(tmp_path), TIMED_OUT)
+    assert error.what == "rank 1 (node2, pid 71) did not come: rank 0 waited for it in step 51"
+    assert error.why == "for 12 s it has been here: sleep (x.py:3) < read_batch (loader.py:50)"
+    report = json.loads((tmp_path / "exit.json").read_text())
+    assert (report["rank"], report["host"], report["status"]) == (1, "node2", 75)
+    assert (report["class"], report["step"], report["why"]) == ("rank_lost", 50, error.why)
+
+
+@pytest.mark.parametrize(
+    ("places", "found"),
+    [
+        (("gradients (loop.py:80)", "read (loader.py:3)", "gradients (loop.py:80) < step"), 1),
+        (
+            ("gradients (loop.py:80)", "gradients (loop.py:80) < a", "gradients (loop.py:80) < b"),
+            None,
+        ),
+        (("gradients (loop.py:80)", None, None), None),
+    ],
+    ids=["elsewhere", "nowhere else", "moving"],
+)
+def test_on_cuda_the_rank_elsewhere_is_the_one_that_is_awaited(tmp_path, places, found):
+    """Where ranks wait in plain code, none is inside a collective."""
+    for rank, place in enumerate(places):
+        heartbeat(tmp_path, rank, **({"waits": False, "stack": place} if place else {}))
+    late = absent(read_heartbeats(str(tmp_path), 3), 0)
+    assert (late and late["rank"]) == found
+
+
+def test_a_host_whose_heartbeats_stop_is_gone(tmp_path):
+    for rank, host in enumerate(("node1", "node2", "node2")):
+        heartbeat(tmp_path, rank, host)
+    error = loss(survivor(tmp_path), CLOSED)
+    assert error.what == "host node2 is gone with rank 1, 2, last heard of in step 51"
+
+
+def test_a_host_whose_heartbeats_go_on_is_not(tmp_path, monkeypatch):
+    beats = iter(range(10, 1000))
+    monkeypatch.setattr(
+        lost.time, "sleep", lambda _: heartbeat(tmp_path, 1, "node2", beats=next(beats))
+    )
+    heartbeat(tmp_path, 1, "node2")
+    error = loss(survivor(tmp_path), CLOSED)
+    assert error.what == "rank 0 (node1) lost the connection to another rank in step 51"
+    assert error.why == "rank 1: in step 51"
+
+
+def test_without_a_directory_nobody_can_be_named():
+    begun = time.monotonic()
+    for text, what in ((CLOSED, "lost the connection to"), (TIMED_OUT, "waited in vain for")):
+        error = loss(survivor(), text)
+        assert error.what == f"rank 0 (node1) {what} another rank in step 51"
+        assert "without --save no heartbeats are kept" in error.why
+    assert time.monotonic() - begun < 60
+
+
+def test_a_rank_that_never_came_is_reported_too(tmp_path):
+    with pytest.raises(LostError, match=r"^a\n"), losses_named(survivor(tmp_path)):
+        raise LostError("a", "b", "c")
+    assert json.loads((tmp_path / "exit.json").read_text())["cause"] == "a"
+
+
+def test_a_rank_that_never_came_is_not_reported_to_another_job(tmp_path):
+    (tmp_path / lease.LEASE_FILE).write_text(json.dumps(lease._document("4712", 0, 0, None)))
+    own = Watched(Rank(0, 3, "4711", "node1"), str(tmp_path))
+    with pytest.raises(LostError, match=r"^a\n"), losses_named(own):
+        raise LostError("a", "b", "c")
+    assert not (tmp_path / "exit.json").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), ValueError(CLOSED)], ids=str)
+def test_other_errors_pass(tmp_path, error):
+    with pytest.raises(type(error)) as raised, losses_named(survivor(tmp_path)):
+        raise error
+    assert raised.value is error
+    assert not (tmp_path / "exit.json").exists()
+
+
+def collective_without_rank_1() -> str:
+    """What rank 0 says when rank 1 has left before a collective."""
+    if dist.get_rank() == 1:
+        dist.barrier = lambda: None  # the pool's, at its end
+        dist.destroy_process_group()
+        return ""
+    dist.barrier = lambda: None
+    try:
+        with losses_named(survivor()):
+            dist.all_reduce(torch.ones(1))
+    except LostError as error:
+        return error.what
+    return ""
+
+
+def test_a_connection_that_gloo_loses_is_known_by_its_words(ranks):
+    assert "lost the connection to another rank" in ranks.run(2, collective_without_rank_1)
