@@ -1,0 +1,129 @@
+"""The save directory: the same one for all ranks, room for the checkpoints, how fast it takes them."""
+
+import math
+import os
+import platform
+import shutil
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryFile
+
+from megatron_yuyuan.checkpoint.ranks import Ranks
+from megatron_yuyuan.checkpoint.space import require_place
+from megatron_yuyuan.config import Config
+from megatron_yuyuan.doctor.findings import ERROR, OK, WARNING, Finding, name_ranks
+from megatron_yuyuan.doctor.last_run import examine_last_run
+from megatron_yuyuan.model.lora import factor_shapes
+
+BLOCK = 1 << 20
+WRITTEN_BLOCKS = 32
+"""What every rank writes to measure the speed: 32 MiB, on the disk when the clock stops."""
+SLOW_SECONDS = 300.0
+"""A checkpoint that takes longer than this to write is worth a warning."""
+
+
+def checkpoint_bytes(config: Config) -> int:
+    """What a checkpoint will take: float32 weights, and two moments of those that are learned."""
+    model = config.model
+    learned = model.num_parameters
+    if model.lora_rank:
+        learned = sum(map(math.prod, factor_shapes(model).values()))
+    frozen = model.num_parameters if model.lora_rank else 0
+    return 4 * frozen + 12 * learned
+
+
+def checkpoints_kept(config: Config) -> int:
+    """How many checkpoints stay at the most; 1 where the length of the run is not known."""
+    training, checkpoint = config.training, config.checkpoint
+    if checkpoint.keep_last or checkpoint.keep_best:
+        return checkpoint.keep_last + checkpoint.keep_best + 1  # the new one is written before
+    interval = checkpoint.save_retain_interval or checkpoint.save_interval
+    steps = training.train_iters or training.train_samples // max(1, training.global_batch_size)
+    return max(1, math.ceil(steps / interval)) if interval else 1
+
+
+def nearest(directory: Path) -> Path:
+    """The directory, or the first above it that exists."""
+    directory = directory.absolute()
+    return next(path for path in (directory, *directory.parents) if path.exists())
+
+
+def examine_storage(config: Config, resolved: bool) -> list[Finding]:
+    """A collective; the findings are the same on every rank. resolved: the shape of the model is known,
+    and so what a checkpoint takes. Leaves nothing behind. Raises DataError on every rank."""
+    save = config.checkpoint.save
+    if not save:
+        why = "nothing of the run would be kept"
+        return [Finding("save directory", WARNING, "there is no --save", why, "--save DIR")]
+    ranks, needed = Ranks(), checkpoint_bytes(config) if resolved else 0
+    ranks.on_first(lambda: require_place(Path(save), needed))
+    seen = same_place(Path(save), ranks)
+    if seen.level == ERROR:
+        return [seen]
+    seconds = ranks.gathered(seconds_to_write(nearest(Path(save))))
+    speed = WRITTEN_BLOCKS * BLOCK * ranks.size / max(seconds)
+    free = ranks.on_first(lambda: shutil.disk_usage(nearest(Path(save))).free)
+    last_run = ranks.on_first(lambda: examine_last_run(Path(save)))
+    return [seen, *last_run, *room(config, free, needed, speed)]
+
+
+def same_place(directory: Path, ranks: Ranks) -> Finding:
+    """Whether every rank sees what rank 0 has written there."""
+    folder = ranks.on_first(lambda: nearest(directory))
+    with ExitStack() as files:
+
+        def begin_file() -> str:
+            return files.enter_context(NamedTemporaryFile(prefix=".doctor-", dir=folder)).name
+
+        written = ranks.on_first(begin_file)
+        seen = ranks.gathered((platform.node(), Path(written).exists()))
+    blind = [rank for rank, (_, sees) in enumerate(seen) if not sees]
+    if blind:
+        hosts = ", ".join(dict.fromkeys(seen[rank][0] for rank in blind))
+        said = f"{name_ranks(blind)}: what rank 0 writes in {folder} is not there ({hosts})"
+        why = "a checkpoint is one directory that all ranks write"
+        return Finding(
+            "save directory", ERROR, said, why, "--save on a file system that all hosts share"
+        )
+    said = (
+        f"{directory} will be made in {folder}"
+        if folder != directory.absolute()
+        else str(directory)
+    )
+    return Finding("save directory", OK, f"{said}; all {ranks.size} ranks see the same")
+
+
+def seconds_to_write(folder: Path) -> float:
+    """Write a file without a name and bring it to the disk."""
+    block = os.urandom(BLOCK)  # a file system may compress
+    with TemporaryFile(dir=folder) as file:
+        begun = time.perf_counter()
+        for _ in range(WRITTEN_BLOCKS):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        return time.perf_counter() - begun
+
+
+def room(config: Config, free: int, needed: int, speed: float) -> list[Finding]:
+    """How many checkpoints fit, and how long one takes."""
+    space = f"{free / 1e9:,.1f} GB free"
+    rate = f"all ranks together write {speed / 1e6:,.0f} MB/s"
+    if not needed:
+        return [Finding("disk", OK, space), Finding("disk speed", OK, rate)]
+    kept, seconds = checkpoints_kept(config), needed / speed
+    said = f"{space}, a checkpoint takes {needed / 1e9:,.3g} GB, the run keeps up to {kept:,}"
+    disk = Finding("disk", OK, said)
+    if free < kept * needed:
+        remedy = (
+            f"--keep-last {max(1, free // needed - 1)}, a longer --save-interval, another --save"
+        )
+        disk = Finding(
+            "disk", WARNING, said, "the run would fill the disk and go on unsaved", remedy
+        )
+    said = f"{rate}: {seconds:,.1f} s a checkpoint"
+    if seconds > SLOW_SECONDS and not config.checkpoint.async_save:
+        why, remedy = "training waits while it is written", "--async-save, or a faster file system"
+        return [disk, Finding("disk speed", WARNING, said, why, remedy)]
+    return [disk, Finding("disk speed", OK, said)]

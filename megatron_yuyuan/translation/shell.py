@@ -1,0 +1,291 @@
+"""A bash script read without running any of it: the words that its commands would have.
+
+Followed are NAME=word, NAME+=word and NAME=(array), also under export, declare, local and readonly;
+quotes, comments, continued lines; and of the expansions $NAME, ${NAME}, ${NAME[@]}, ${NAME:-word} (and
+:= and :?), $1, $@ and $((...)) of whole numbers. An unquoted value is divided at its blanks; patterns such as * stay as
+they are. A variable that is set inside if, for, while, case or a function, or by the output of a
+command, is unknown from there on: an error where it is used, not before. What may change any variable
+(source, eval, shift, set --), and a here-document, is an error at its line.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from megatron_yuyuan.errors import ConfigError
+from megatron_yuyuan.translation.shell_words import (
+    Array,
+    Operator,
+    Part,
+    Token,
+    Word,
+    at_home,
+    parts_of,
+    tokens,
+)
+from megatron_yuyuan.translation.whole_numbers import NotANumber, whole_number
+
+OPENS = {"if", "for", "while", "until", "case", "select", "function", "{"}
+CLOSES = {"fi", "done", "esac", "}"}
+WITHIN = {"then", "else", "elif", "do", "!", "time"}
+"""Words before a command that is looked at all the same."""
+DECLARES = {"export", "declare", "typeset", "local", "readonly"}
+REFUSED = {"source", ".", "eval", "shift"}
+LOOPS = {"for", "select"}
+FORGETS = {"read", "unset", "mapfile", "readarray", "getopts"} | LOOPS
+"""Words that give other values to the variables they name."""
+ENDS = {"\n", ";", "&", "&&", "||", "|", ";;"}
+ASSIGNED = re.compile(r"([A-Za-z_]\w*)(\+?)=")
+NAMED = re.compile(r"(\w+|[@*])(\[[@*]\])?(?:(:?[-=?])(.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A simple command, expanded."""
+
+    line: int
+    words: list[str]
+
+
+@dataclass
+class ShellScript:
+    """The state of a script while `commands` reads it."""
+
+    name: str
+    """How messages call it."""
+    arguments: list[str]
+    """$1 and so on."""
+    given: dict[str, str]
+    """Variables whose value the caller knows better than the script."""
+    sought: tuple[str, ...] = ()
+    """Names of files: a command that has one of them must be known."""
+    exported: dict[str, str] = field(default_factory=dict)
+    """What the script exports, as far as it is known."""
+    variables: dict[str, list[str] | ConfigError] = field(default_factory=dict)
+    """Values so far, a plain variable's as a list of one; or why the value is unknown."""
+    _blocks: list[str] = field(default_factory=list)
+
+    def commands(self, text: str) -> Iterator[Command]:
+        """Each simple command whose words are known. Raises ConfigError at what cannot be followed."""
+        for statement in _statements(tokens(text, self.name)):
+            command = self._run(statement)
+            if command is not None:
+                yield command
+
+    def _run(self, statement: list[Token]) -> Command | None:
+        """Note what a statement does to the variables; return its command, if it has one."""
+        words = self._past_keywords([t for t in statement if not isinstance(t, Operator)])
+        while words and (assigned := _assignment(words[0])):
+            self._assign(words.pop(0), *assigned)
+        if not words:
+            return None
+        line, first = words[0].line, _plain(words[0])
+        if first in REFUSED or (first == "set" and any(_plain(w) == "--" for w in words)):
+            raise self._cannot_follow(line, f"`{first}`", "it may set any variable")
+        if first in DECLARES:
+            self._declare(words[1:], exports=first == "export")
+        if first in FORGETS:
+            for word in words[1:]:
+                self._forget(_plain(word) or "", line, f"`{first}`")
+        if first in DECLARES | FORGETS or isinstance(words[0], Array):
+            return None
+        return self._command(line, words)
+
+    def _past_keywords(self, words: list[Word | Array]) -> list[Word | Array]:
+        """Follow the borders of blocks; what is left is a simple command, or the head of a loop."""
+        while words:
+            first = _plain(words[0])
+            if first in OPENS:
+                self._blocks.append(first)
+                if first in LOOPS:
+                    return words
+            elif first in CLOSES and self._blocks:
+                self._blocks.pop()
+            elif first == "(":
+                self._blocks.append(first)
+            elif first == ")":
+                if self._blocks and self._blocks[-1] == "(":  # else it ends a pattern of `case`
+                    self._blocks.pop()
+            elif first not in WITHIN:
+                break
+            words = words[1:]
+        return words
+
+    def _command(self, line: int, words: list[Word | Array]) -> Command | None:
+        """The command, if its words are known; where they are not, it must not be one that matters."""
+        try:
+            expanded = [value for word in words for value in self._expand(word)]
+        except ConfigError:
+            if any(part.value.endswith(self.sought) for word in words for part in word.parts):
+                raise
+            return None
+        if self._blocks and any(word.endswith(self.sought) for word in expanded):
+            what = f"a command inside `{self._blocks[-1]}`"
+            raise self._cannot_follow(line, what, "whether and how often it runs is not known")
+        return Command(line, expanded)
+
+    def _declare(self, words: list[Word | Array], exports: bool) -> None:
+        """What follows export and its like."""
+        for word in words:
+            assigned = _assignment(word)
+            name = assigned[0] if assigned else _plain(word)
+            if assigned:
+                self._assign(word, *assigned)
+            value = self.variables.get(name)
+            if exports and isinstance(value, list):
+                self.exported[name] = " ".join(value)
+
+    def _assign(self, word: Word | Array, name: str, adds: bool) -> None:
+        """NAME=..., or NAME+=..."""
+        if name in self.given or "(" in self._blocks:  # a subshell keeps its variables
+            return
+        if self._blocks:
+            self._forget(name, word.line, f"set inside `{self._blocks[-1]}`")
+            return
+        before = self.variables.get(name, []) if adds else []
+        try:
+            if isinstance(before, ConfigError):
+                raise before
+            if isinstance(word, Array):
+                self.variables[name] = before + [v for w in word.words for v in self._expand(w)]
+            else:
+                value = self._joined(_after_equals(word), word.line)
+                self.variables[name] = ["".join(before[:1]) + value, *before[1:]]
+        except ConfigError as error:
+            self.variables[name] = error
+
+    def _forget(self, name: str, line: int, how: str) -> None:
+        """From here on a variable is unknown."""
+        if name not in self.given and "(" not in self._blocks:
+            what = f"${name} ({how} at line {line})"
+            self.variables[name] = self._cannot_follow(line, what, "its value is not known")
+
+    def _joined(self, parts: tuple[Part, ...], line: int) -> str:
+        """The value of an assignment, which is not divided."""
+        return "".join(" ".join(self._values(part, line)) for part in parts)
+
+    def _expand(self, word: Word | Array) -> list[str]:
+        """The words that one word becomes: none, one or several."""
+        if isinstance(word, Array):
+            raise self._cannot_follow(word.line, "an array among words", "bash has none there")
+        fields: list[str] = []
+        is_open = False  # whether the next piece goes on with the last field
+        for part in word.parts:
+            values = self._values(part, word.line)
+            if part.kind == "text" or part.quoted:
+                pieces, glued, closes = values, True, False
+            else:
+                value = " ".join(values)
+                pieces, glued, closes = value.split(), not value[:1].isspace(), value[-1:].isspace()
+            stays_open = not closes and (is_open or bool(pieces))
+            if is_open and glued and pieces:
+                fields[-1] += pieces[0]
+                pieces = pieces[1:]
+            fields += pieces
+            is_open = stays_open
+        return fields
+
+    def _values(self, part: Part, line: int) -> list[str]:
+        """What a piece of a word stands for: one value, or those of an array."""
+        if part.kind == "text":
+            return [part.value]
+        if part.kind == "command":
+            raise self._cannot_follow(line, f"the output of {part.value}", "nothing is run here")
+        if part.kind == "arithmetic":
+            joined = self._joined(parts_of(part.value, self.name, line), line)
+            try:
+                return [str(whole_number(joined, lambda name: self._value(name, line)[0]))]
+            except NotANumber as error:
+                what = f"$(({part.value.strip()})): {error}"
+                raise self._cannot_follow(line, what, "only whole numbers are computed") from None
+        return self._variable(part, line)
+
+    def _variable(self, part: Part, line: int) -> list[str]:
+        named = NAMED.fullmatch(part.value)
+        if named is None:
+            raise self._cannot_follow(line, f"${{{part.value}}}", "this expansion is not followed")
+        name, all_of_it, operator, default = named.groups()
+        known = name in self.given or name in self.variables or self._argument(name) is not None
+        has_default = operator is not None and not operator.endswith("?")
+        values = self._value(name, line) if known or not has_default else []
+        if part.quoted and (name == "*" or all_of_it == "[*]"):
+            values = [" ".join(values)]
+        if has_default and (not known or (operator.startswith(":") and not any(values))):
+            return [self._joined(parts_of(default, self.name, line), line)]
+        return values if all_of_it or name in ("@", "*") else values[:1]
+
+    def _value(self, name: str, line: int) -> list[str]:
+        """A variable's value. Raises ConfigError where it has none that is known."""
+        if name in self.given:
+            return [self.given[name]]
+        argument = self._argument(name)
+        if argument is not None:
+            return argument
+        if name not in self.variables:
+            remedy = "its value after SCRIPT" if name.isdigit() else f"--set {name}=VALUE"
+            raise ConfigError(
+                f"{self.name}, line {line}: ${name} has no value",
+                "the script takes it from outside",
+                remedy,
+            )
+        value = self.variables[name]
+        if isinstance(value, ConfigError):
+            raise value
+        return value
+
+    def _argument(self, name: str) -> list[str] | None:
+        """What $1, $@ and so on stand for; None where it is nothing."""
+        if name in ("@", "*"):
+            return self.arguments
+        if name.isdigit() and 0 < int(name) <= len(self.arguments):
+            return [self.arguments[int(name) - 1]]
+        return None
+
+    def _cannot_follow(self, line: int, what: str, why: str) -> ConfigError:
+        return ConfigError(
+            f"{self.name}, line {line}: {what} cannot be followed",
+            why,
+            "--set NAME=VALUE for a variable, or -- COMMAND, the command that bash -x prints",
+        )
+
+
+def _statements(stream: Iterator[Token]) -> Iterator[list[Token]]:
+    """Simple commands, without their redirections; a parenthesis is a statement of its own."""
+    statement: list[Token] = []
+    redirected = False
+    for token in stream:
+        if isinstance(token, Operator) and token.text in ENDS | {"(", ")"}:
+            yield statement
+            if token.text in ("(", ")"):
+                yield [Word(token.line, (Part("text", token.text, False),))]
+            statement, redirected = [], False
+        elif isinstance(token, Operator):
+            redirected = True  # its target is the next word
+        elif redirected:
+            redirected = False
+        else:
+            statement.append(token)
+    yield statement
+
+
+def _plain(word: Word | Array) -> str | None:
+    """The text of a word without quotes and expansions; None of another."""
+    if isinstance(word, Array) or any(part.kind != "text" or part.quoted for part in word.parts):
+        return None
+    return "".join(part.value for part in word.parts)
+
+
+def _assignment(word: Word | Array) -> tuple[str, bool] | None:
+    """(name, whether it adds) if the word is an assignment."""
+    if isinstance(word, Array):
+        return word.name.removesuffix("+"), word.name.endswith("+")
+    head = word.parts[0] if word.parts else Part("text", "", True)
+    found = ASSIGNED.match(head.value) if head.kind == "text" and not head.quoted else None
+    return (found[1], bool(found[2])) if found else None
+
+
+def _after_equals(word: Word) -> tuple[Part, ...]:
+    """The value of NAME=value."""
+    head, *rest = word.parts
+    value = head.value[ASSIGNED.match(head.value).end() :]
+    return at_home((Part("text", value, False), *rest))
