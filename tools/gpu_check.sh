@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in four stages of under nine minutes each. Needs a CUDA torch and
+# Everything that only a GPU can show, in five stages of under nine minutes each. Needs a CUDA torch and
 # nothing from the network; what is not installed (pytest, peers, compute-sanitizer) is said and left out.
 #
 #   tools/gpu_check.sh [--out FOLDER] [--only STAGE] [--device cpu]
@@ -9,6 +9,8 @@
 #   kernels      every kernel: GB/s, beside eager, torch.compile, apex and Liger
 #   training     training steps of 3.5B, 1.3B and 124M parameters, with --kernels cuda, compile, reference; a trace
 #   peers        the same beside transformers and megatron-core
+#   suite        the whole test suite with its models on CUDA, a folder of tests at a time: start it until it ends
+#                with 0 or 1. Where there are fewer GPUs than ranks they share them, or the test says why not
 #
 # Started again it goes on where it was: FOLDER (runs/gpu_check) keeps what is measured, a log and the status of each
 # step. FOLDER/performance.md is the result as text. PYTHON names the interpreter (python3). Ends with 0, with
@@ -18,7 +20,7 @@ set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
 benchmark=$root/tools/benchmark
-stages=(build+tests kernels training peers)
+stages=(build+tests kernels training peers suite)
 out=runs/gpu_check only= device=cuda
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -83,14 +85,21 @@ build_and_tests() {
                 "$python" "$benchmark/kernels_gpu.py" --contenders cuda
         done
     fi
-    if has_module pytest; then
-        echo "  tests: those marked as needing CUDA run on it, all others on the CPU, several ranks over gloo"
-        step tests 160 "$python" -m pytest -q -m "not slow" -p no:cacheprovider -c "$root/pyproject.toml" \
-            --junitxml "$out/tests.xml" "$root/tests/kernels" "$root/tests/model" \
-            "$root/tests/tools/test_gpu_check.py"
-    else
-        echo "  tests: left out, there is no pytest here"
+    tests tests 160 "$root/tests/kernels" "$root/tests/model" "$root/tests/tools/test_gpu_check.py" \
+        "$root/tests/train/test_host_reads.py"
+}
+
+# tests NAME SECONDS PATH...: these tests, those of the .cu files and of commands on the CPU.
+tests() {
+    local name=$1 seconds=$2 parallel=()
+    shift 2
+    if ! has_module pytest; then
+        echo "  $name: left out, there is no pytest here"
+        return
     fi
+    has_module xdist && parallel=(-n 8 --dist loadscope)
+    step "$name" "$seconds" "$python" -m pytest -q -m "not slow" -p no:cacheprovider -c "$root/pyproject.toml" \
+        --device "$device" --junitxml "$out/$name.xml" "${parallel[@]}" "$@"
 }
 
 stage_kernels() {
@@ -105,6 +114,32 @@ stage_training() {
 stage_peers() {
     step peers 520 "$python" "$benchmark/training_gpu.py" --out "$out" --device "$device" \
         --rows peers --seconds 430
+}
+
+# SUITE_SECONDS: of a call. A folder gets what is left of the stage's time; one that began late and did not finish goes first next time.
+folders=(parallel train checkpoint kernels model evaluate)
+for folder in "$root"/tests/*/; do
+    folder=$(basename "$folder")
+    [ -z "$(find "$root/tests/$folder" -name 'test_*.py')" ] || [[ " ${folders[*]} " = *" $folder "* ]] || folders+=("$folder")
+done
+folders+=(.)
+suite_seconds=${SUITE_SECONDS:-520}
+stage_suite() {
+    local begun=$SECONDS folder name left
+    for folder in "${folders[@]}"; do
+        name=suite-${folder/./root} left=$((suite_seconds - SECONDS + begun))
+        if [ $left -lt 60 ] && [ "$(cat "$out/status/$name" 2>/dev/null)" != 0 ]; then
+            echo "  $name: no time left, start again"
+            [ $worst = 0 ] && worst=75
+            continue
+        fi
+        [ $left -gt $((suite_seconds - 20)) ] && whole+="$name "
+        if [ "$folder" = . ]; then
+            tests "$name" $left "$root"/tests/test_*.py
+        else
+            tests "$name" $left "$root/tests/$folder"
+        fi
+    done
 }
 
 for stage in "${stages[@]}"; do

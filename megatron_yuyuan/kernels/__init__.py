@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, dtype
 
 from megatron_yuyuan.kernels import reference
 from megatron_yuyuan.kernels.adamw import AdamW
@@ -31,3 +31,6 @@ class Kernels:
     )
     adamw: type[AdamW] = AdamW
     causal_softmax: Callable[[Tensor, float], Tensor] = reference.causal_softmax
+    largest: Callable[[Tensor], Tensor] = reference.largest
+    to_float8: Callable[[Tensor, Tensor, dtype], Tensor] = reference.to_float8
+    float8_product: Callable[..., Tensor] = reference.float8_product

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class AdamW(torch.optim.AdamW):
     """torch's fused AdamW; its state is `step`, `exp_avg` and `exp_avg_sq`, as ever."""
 
-    def __init__(self, groups, **settings):
-        super().__init__(groups, fused=True, **settings)
+    def __init__(self, groups, fused: bool = True, **settings):
+        super().__init__(groups, fused=fused, **settings)
 
     def squared_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """Sum of the squares of these parameters' local gradients, () float64.
@@ -24,7 +24,7 @@ class AdamW(torch.optim.AdamW):
         """
         total = 0.0
         for parameter in parameters:
-            rows = torch.linalg.vector_norm(local(parameter.grad), dim=-1)
+            rows = torch.linalg.vector_norm(local_gradient(parameter), dim=-1)
             total = total + rows.double().square().sum()
         return torch.as_tensor(total, dtype=torch.float64)
 
@@ -32,7 +32,7 @@ class AdamW(torch.optim.AdamW):
     def update(self, coefficient: float) -> None:
         """Take a step with every gradient multiplied by `coefficient`."""
         if coefficient != 1.0:
-            gradients = [local(p.grad) for group in self.param_groups for p in group["params"]]
+            gradients = [local_gradient(p) for group in self.param_groups for p in group["params"]]
             torch._foreach_mul_(gradients, coefficient)
         self.step()
 
@@ -40,3 +40,9 @@ class AdamW(torch.optim.AdamW):
 def local(x: Tensor) -> Tensor:
     """What this rank holds of a tensor, divided or not."""
     return x.to_local() if hasattr(x, "to_local") else x
+
+
+def local_gradient(parameter: Tensor) -> Tensor:
+    """What this rank holds of the gradient that a backward has left at a parameter."""
+    assert parameter.grad is not None
+    return local(parameter.grad)

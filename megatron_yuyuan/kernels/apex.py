@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megatron_yuyuan.errors import KernelsError
 from megatron_yuyuan.kernels import Kernels, reference
-from megatron_yuyuan.kernels.adamw import AdamW, local
+from megatron_yuyuan.kernels.adamw import AdamW, local, local_gradient
 from megatron_yuyuan.kernels.fused_adamw import FusedAdamW
 from megatron_yuyuan.kernels.mask import DropoutMask
 
@@ -96,7 +96,7 @@ class ApexAdamW(FusedAdamW):
             held = [p for p in group["params"] if local(p).numel()]  # apex takes no empty shard
             states = [self._moments(parameter) for parameter in group["params"]]
             tensors = {
-                "gradients": [local(parameter.grad) for parameter in held],
+                "gradients": [local_gradient(parameter) for parameter in held],
                 "parameters": [local(parameter) for parameter in held],
                 **{
                     name: [local(self._moments(p)[name]) for p in held]

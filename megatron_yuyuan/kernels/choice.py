@@ -57,8 +57,8 @@ def of_cuda(device: torch.device) -> Kernels:
 def compiled(_: torch.device) -> Kernels:
     """Each function of the reference by itself, compiled at its first call. The optimizer is torch's
     fused one as it is."""
-    functions = {f.name: f.default for f in dataclasses.fields(Kernels) if f.name != "adamw"}
-    return Kernels(**{name: torch.compile(function) for name, function in functions.items()})
+    plain, names = Kernels(), {field.name for field in dataclasses.fields(Kernels)} - {"adamw"}
+    return Kernels(**{name: torch.compile(getattr(plain, name)) for name in names})
 
 
 def of_apex(device: torch.device) -> Kernels:

@@ -92,8 +92,7 @@ def bias_dropout_add_norm(
     epsilon: float,
 ) -> tuple[Tensor, Tensor]:
     """Forward 4 passes (read x and residual, write sum and norm); backward 5 (read both gradients and
-    the sum, write those of branch and residual; without dropout one for both, read again for the
-    bias's)."""
+    the sum, write those of branch and residual; without dropout 4, one for both)."""
     if not fits(x, bias, residual, weight, norm_bias, longest=NORM_COLUMNS):
         return reference.bias_dropout_add_norm(x, bias, residual, mask, weight, norm_bias, epsilon)
     total, y, _, _ = ops.bias_dropout_add_norm(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from megatron_yuyuan.kernels.adamw import local
+from megatron_yuyuan.kernels.adamw import AdamW, local, local_gradient
 from megatron_yuyuan.kernels.operators import ops
 
 PIECE = 16384
@@ -22,12 +22,12 @@ ROW = np.dtype(
 """yuyuan_piece of csrc/launchers.h."""
 
 
-class FusedAdamW(torch.optim.AdamW):
+class FusedAdamW(AdamW):
     """The optimizer of `adamw` on CUDA: reads 16 and writes 12 bytes per element of a step, the gradient
     scaled on the way. Its state has the same names, so a checkpoint continues with either."""
 
     def __init__(self, groups, **settings):
-        super().__init__(groups, **settings)
+        super().__init__(groups, fused=False, **settings)
         self._table: Tensor | None = None
 
     def squared_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -92,7 +92,7 @@ def pieces(
         "parameter": local(parameter.detach()),
         "exp_avg": local(moments["exp_avg"]),
         "exp_avg_sq": local(moments["exp_avg_sq"]),
-        "gradient": local(parameter.grad),
+        "gradient": local_gradient(parameter),
     }
     size = tensors["parameter"].numel()
     starts = np.arange(0, size, PIECE)

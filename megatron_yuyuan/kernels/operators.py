@@ -95,8 +95,9 @@ def _(x, *arguments):
 
 
 @fake("bias_dropout_add_norm_backward")
-def _(dy, *arguments):
-    return _like(dy), _like(dy), _row(dy), _row(dy), _row(dy)
+def _(dy, dsum, x, weight, mean, rstd, rows, *dropout):
+    dx = dy.new_empty(0) if rows is None else _like(dy)
+    return _like(dy), dx, _row(dy), _row(dy), _row(dy)
 
 
 @fake("bias_gelu")
@@ -196,13 +197,11 @@ def _residual_norm_saved(ctx, inputs, output):
 def _residual_norm_backward(ctx, dsum, dy, *_):
     *saved, rows = ctx.saved_tensors
     dy = torch.zeros_like(saved[0]) if dy is None else dy  # the norm was not used
-    if rows is None:  # one gradient for both, written once; an operator may not return it twice
-        dx, *dnorm = ops.layer_norm_backward(dy, dsum, *saved)
-        dresidual, dbias = dx, dx.flatten(0, -2).sum(0)
-    else:
-        dresidual, dx, dbias, *dnorm = ops.bias_dropout_add_norm_backward(
-            dy, dsum, *saved, rows, *ctx.numbers
-        )
+    dresidual, dx, dbias, *dnorm = ops.bias_dropout_add_norm_backward(
+        dy, dsum, *saved, rows, *ctx.numbers
+    )
+    if rows is None:  # one gradient for both, written once
+        dx = dresidual
     return dx, dbias, dresidual, *_nothing_for_dropout(), *dnorm, None
 
 

@@ -102,3 +102,36 @@ def causal_softmax(scores: Tensor, scale: float) -> Tensor:
     queries, keys = scores.shape[-2:]
     seen = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(keys - queries)
     return (scores.float() * scale).masked_fill(~seen, -math.inf).softmax(-1).to(scores.dtype)
+
+
+def largest(x: Tensor) -> Tensor:
+    """max |x| over a whole tensor, () float32; NaN if x has one."""
+    low, high = torch.aminmax(x)
+    return torch.maximum(high, -low).float()
+
+
+def to_float8(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """x / scale in a float8 format, clamped to its range. x, return (...); scale () float32. What is not
+    finite becomes NaN."""
+    limit = torch.finfo(dtype).max
+    return (x.float() / scale).clamp(-limit, limit).to(dtype)
+
+
+def float8_product(
+    a: Tensor,
+    b: Tensor,
+    scales: tuple[Tensor, Tensor],
+    dtype: torch.dtype,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """scale_a scale_b (a b^T) + bias of float8 numbers.
+
+        a, b    (M, K), (N, K) float8; both by their rows, as tensor cores take them
+        scales  those of a and b, () float32 each
+        bias    (N,), or None
+        return  (M, N) of `dtype`
+
+    Float8 numbers are exact in float32, and so are the products of two of them.
+    """
+    result = a.float() @ b.float().t() * (scales[0] * scales[1])
+    return (result if bias is None else result + bias.float()).to(dtype)

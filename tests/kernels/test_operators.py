@@ -23,6 +23,7 @@ from kernels.seam import (
 )
 from tiny import TINY, RandomText
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from megatron_yuyuan.config import IGNORE
@@ -231,6 +232,31 @@ def test_torch_finds_nothing_wrong_with_an_operator(name):
             for a in given
         )
     torch.library.opcheck(getattr(ops, name).default, given)
+
+
+class Called(TorchDispatchMode):
+    """The names of the operators inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function._overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_without_dropout_one_gradient_is_written_for_both_and_read_no_more():
+    x, residual, a, b, c = arguments()
+    total, y = fused.KERNELS.bias_dropout_add_norm(x, a, residual, None, b, c, EPSILON)
+    with Called() as called:
+        dx, dresidual = torch.autograd.grad((total.sum() + y.square().sum()), (x, residual))
+    assert dx.data_ptr() == dresidual.data_ptr()
+    behind = called.names[called.names.index("bias_dropout_add_norm_backward") + 1 :]
+    assert not [name for name in behind if name not in ("detach", "view")]
+    dropout = fused.numbers(None)
+    given = (y.detach(), None, x.detach(), b.detach(), *2 * [torch.ones(SHAPE[:-1])], *dropout)
+    torch.library.opcheck(ops.bias_dropout_add_norm_backward.default, given)
 
 
 def layer(kernels: Kernels, x, residual, a, b, c, mask) -> list[Tensor]:

@@ -5,7 +5,9 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +49,7 @@ STUB = """#!/usr/bin/env bash
 name=$(basename -- "$1" .py)
 [ "$name" = -m ] && name=pytest
 echo "$name ${*:2}" >>"$CALLS"
+[ "$name" = pytest ] && sleep "${SLEEP:-0}"
 exit "$(cat "$CALLS.$name" 2>/dev/null || echo 0)"
 """
 
@@ -76,7 +79,10 @@ def check(repository, tmp_path):
     return run
 
 
-ALL = ["machine_gpu", "kernels_gpu", "pytest", "kernels_gpu", "training_gpu", "training_gpu"]
+MEASURED = ["machine_gpu", "kernels_gpu", "pytest", "kernels_gpu", "training_gpu", "training_gpu"]
+FOLDERS = {path.parent.name for path in Path(__file__).parents[1].glob("*/test_*.py")} | {"root"}
+"""Of tests: a call of pytest each."""
+ALL = [*MEASURED, *len(FOLDERS) * ["pytest"]]
 
 
 def test_the_stages_in_their_order_and_once(check):
@@ -106,6 +112,24 @@ def test_what_did_not_succeed_is_run_again(check, ends, expected, word):
     assert status == expected and word in said and programs == [*ALL, "gpu_report"]
     again = [program for program in ALL if program in ends]
     assert check("--device", "cpu")[::2] == (0, [*again, "gpu_report"])
+
+
+def test_the_suite_has_every_folder_of_tests(check):
+    _, said, programs = check("--device", "cpu", "--only", "suite")
+    begun = re.findall(r"suite-(\w+): at most", said)
+    assert begun[0] == "parallel" and sorted(begun) == sorted(FOLDERS)
+    assert programs == [*len(FOLDERS) * ["pytest"], "gpu_report"]
+
+
+def test_the_suite_goes_on_where_it_was(check):
+    """Its time is up before the second folder; a folder that was begun in the full time is not begun again."""
+    slow = {"SLEEP": "2", "SUITE_SECONDS": "61"}
+    status, said, programs = check("--device", "cpu", "--only", "suite", **slow)
+    assert (status, programs) == (75, ["pytest", "gpu_report"])
+    assert "suite-parallel: at most 61 s" in said and "suite-train: no time left" in said
+    status, said, programs = check("--device", "cpu", "--only", "suite", **slow)
+    assert (status, programs) == (75, ["pytest", "gpu_report"])
+    assert "suite-parallel: done before" in said and "suite-checkpoint: no time left" in said
 
 
 def test_no_pytest_is_said(check):
@@ -191,7 +215,8 @@ def test_every_function_of_the_seam_is_measured(benchmark, tmp_path):
     """causal softmax, cross entropy, ... each has a case, but those that are parts of others."""
     kernels_gpu = benchmark("kernels_gpu")
     functions = {field.name for field in dataclasses.fields(Kernels)}
-    assert functions - kernels_gpu.CASES.keys() <= {"adamw", "dropout", "gelu"}
+    elsewhere = {"adamw", "dropout", "gelu", "float8_product"}  # machine_gpu.py has the product
+    assert functions - kernels_gpu.CASES.keys() <= elsewhere
     flags = ["--device", "cpu", "--contenders", "reference", "cuda", "--out", str(tmp_path)]
     kernels_gpu.main(flags)
     rows = json.loads((tmp_path / "kernels.json").read_text())["rows"]
@@ -241,6 +266,11 @@ def test_what_training_takes_drops_what_it_is_asked_on_cuda(benchmark):
         assert benchmark("machine_gpu").drop_rate(0.1, device) == pytest.approx(0.1, abs=2e-3)
 
 
+def test_float8_products_are_measured(benchmark):
+    row = benchmark("machine_gpu").float8_product(CPU, 16, 32, 48)
+    assert row["flops_per_second"] > 0
+
+
 # What attention drops.
 
 
@@ -270,15 +300,15 @@ def test_five_steps_see_a_wrong_kernel(benchmark, training_gpu, monkeypatch, fac
 
 
 def test_a_row_of_ours(training_gpu, monkeypatch, tmp_path):
-    row = training_gpu.Row("tiny", "reference", 1)
+    row = training_gpu.Row("tiny", "reference", 1, fp8_format="hybrid")
     monkeypatch.setattr(training_gpu, "rows_of_ours", lambda on_gpu: [row])
     training_gpu.main(["--device", "cpu", "--steps", "1", "--out", str(tmp_path), "--profile"])
     rows = json.loads((tmp_path / "training.json").read_text())["rows"]
-    figures = rows["tiny, reference, micro batch 1, dropout 0.1"]
+    figures = rows["tiny, reference, micro batch 1, dropout 0.1, float8 hybrid"]
     assert figures["tokens_per_second"] == pytest.approx(2 * 16 / figures["seconds"][0])
     assert len(figures["losses"]) == 4 and figures["losses"][0] == pytest.approx(4.6, abs=0.1)
     assert (tmp_path / "trace.json.gz").exists()
-    assert rows["profile"] == {"not_measured": "ValueError: no kernel of a GPU in the trace"}
+    assert rows["profile"]["not_measured"].startswith("DataError: no kernel of a GPU in")
 
 
 def test_our_kernels_are_those_that_are_asked_for(training_gpu):
@@ -327,32 +357,3 @@ def test_predicted_memory_of_one_layer(benchmark):
     activations = 16 * (32 * c + 4 * n + 16 + 6 * c)
     assert large - small == activations
     assert small - activations == 18 * config.model.num_parameters + 4 * 128 * c
-
-
-# The trace.
-
-
-def test_shares_of_a_step(benchmark, tmp_path):
-    """Two kernels at once count once; the CPU's events not at all."""
-    events = [
-        ("kernel", "nvjet_hsh_128x256", 0, 40),
-        ("kernel", "pytorch_flash::flash_bwd_kernel<cutlass>", 50, 20),
-        ("kernel", "yuyuan::layer_norm_kernel", 60, 20),
-        ("gpu_memset", "Memset (Device)", 80, 10),
-        ("kernel", "void adamw_kernel(yuyuan_piece const*)", 90, 10),
-        ("cpu_op", "aten::mm", 0, 1000),
-    ]
-    keys = ("cat", "name", "ts", "dur")
-    trace = tmp_path / "trace.json"
-    spans = [{"ph": "X", **dict(zip(keys, event, strict=True))} for event in events]
-    trace.write_text(json.dumps({"traceEvents": spans}))
-    assert benchmark("gpu_trace").shares(trace) == pytest.approx(
-        {
-            "matmul": 0.4,
-            "attention": 0.2,
-            "pointwise": 0.2,
-            "optimizer": 0.1,
-            "communication": 0.0,
-            "idle": 0.1,
-        }
-    )

@@ -72,6 +72,14 @@ def test_the_section_says_what_was_measured_and_what_not(report, folder, capsys)
         assert line in said
 
 
+def test_the_whole_suite_counts_instead_of_the_first_stage(report, folder, capsys):
+    for name, tests in (("tests", 9), ("suite-train", 20), ("suite-root", 3)):
+        suite = f'<testsuite tests="{tests}" failures="1" errors="0" skipped="2"/>'
+        (folder / f"{name}.xml").write_text(f"<testsuites>{suite}</testsuites>")
+    report([str(folder)])
+    assert "- tests: 23 tests, 2 failures, 0 errors, 4 skipped" in capsys.readouterr().out
+
+
 def test_the_section_replaces_itself_in_a_page(report, folder):
     page = folder / "performance.md"
     page.write_text("# Performance\n\nOld.\n")

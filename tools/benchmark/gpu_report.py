@@ -9,6 +9,7 @@ Without --page it is printed. Results of the CPU's dry mode are printed only.
 
 import json
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from megatron_yuyuan.errors import DataError
 
 BEGIN, END = "<!-- gpu_check: begin -->", "<!-- gpu_check: end -->"
 STAGES = ("machine", "kernels", "training", "peers")
+OUTCOMES = ("tests", "failures", "errors", "skipped")
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 Stage = dict[str, dict]
 """`about` and `rows` of a stage's JSON."""
@@ -30,7 +32,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, metavar="FILE.md")
     options = parser.parse_args(args)
     stages = read(options.folder)
-    section = "\n".join(written(stages, tests_of(options.folder / "tests.xml")))
+    section = "\n".join(written(stages, tests_of(options.folder)))
     if options.page is None:
         print(section)
         return
@@ -58,13 +60,15 @@ def read(folder: Path) -> dict[str, Stage]:
     return found
 
 
-def tests_of(report: Path) -> str:
-    """What pytest's JUnit report says, in one line; empty without one."""
-    if not report.exists():
-        return ""
-    suite = ElementTree.parse(report).getroot().find("testsuite")
-    count = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
-    return ", ".join(f"{number} {name}" for name, number in count.items())
+def tests_of(folder: Path) -> str:
+    """What pytest's JUnit reports say, in one line: those of the whole suite, or else that of the first
+    stage. Empty without one."""
+    reports = sorted(folder.glob("suite-*.xml")) or sorted(folder.glob("tests.xml"))
+    counts: Counter[str] = Counter()
+    for report in reports:
+        suite = ElementTree.parse(report).getroot().find("testsuite")
+        counts.update({name: int(suite.get(name)) for name in OUTCOMES})
+    return ", ".join(f"{counts[name]} {name}" for name in OUTCOMES) if reports else ""
 
 
 def inserted(page: str, section: str, path: Path) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor
 from megatron_yuyuan.cli import ArgumentParser, run_command
 from megatron_yuyuan.kernels import DropoutMask, Kernels, VocabularyRows
 from megatron_yuyuan.kernels.choice import choose
+from megatron_yuyuan.kernels.float8 import E4M3
 
 SEAMS = ("cuda", "compile", "reference", "apex")
 EPSILON = 1e-5
@@ -58,7 +59,7 @@ class Case:
 
     shapes: str
     """Letters of its tensors, see `Sizes.shape`; bytes are counted in units of the first."""
-    forward: int
+    forward: float
     """Passes over the first tensor's bytes: how often as much is read or written."""
     backward: int
     """The same; 0 where the function has no backward."""
@@ -72,6 +73,7 @@ class Sides(NamedTuple):
     mask: DropoutMask
     labels: Tensor
     rows: VocabularyRows
+    scale: Tensor
 
 
 CASES = {
@@ -89,7 +91,16 @@ CASES = {
     ),
     "cross_entropy": Case("v", 3, 0, lambda k, s, z: k.cross_entropy(z, s.labels, s.rows)),
     "causal_softmax": Case("s", 2, 3, lambda k, _, z: k.causal_softmax(z, 0.8)),
+    "largest": Case("f", 1, 0, lambda k, _, x: k.largest(x)),
+    "to_float8": Case("f", 1.5, 0, lambda k, s, x: k.to_float8(x, s.scale, E4M3)),
 }
+
+
+OWN = {
+    "apex": ["layer_norm"],
+    "cuda": [name for name in CASES if name not in ("largest", "to_float8")],
+}
+"""Contender -> the functions that it does not leave to another; float8 is rounded by torch.compile under cuda."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -117,7 +128,7 @@ def main(args: Sequence[str] | None = None) -> None:
     functorch.donated_buffer = False  # a compiled backward that is to run more than once
     for contender in options.contenders:
         chosen = partial(seam, contender, device)
-        for name in CASES if contender != "apex" else ("layer_norm",):
+        for name in OWN.get(contender, CASES):
             work = partial(measured, CASES[name], chosen, device, copy)
             results.measure(f"{name}, {contender}", work)
         if contender != "compile":  # its optimizer is the reference's
@@ -157,7 +168,7 @@ def measured(case: Case, seam: Callable[[], Kernels], device: torch.device, copy
     return row
 
 
-def speed(moved: int, seconds: float, copy: float) -> dict:
+def speed(moved: float, seconds: float, copy: float) -> dict:
     """Of a pass over the memory."""
     rate = moved / seconds
     return {"seconds": seconds, "bytes_per_second": rate, "share_of_copy": rate / copy}
@@ -201,7 +212,8 @@ def inputs(
     numbers = torch.arange(sizes.B * sizes.T, device=device)
     rows = VocabularyRows(sizes.V - 47)  # GPT-2's 50257
     mask = DropoutMask(0.1, numbers.view(sizes.B, sizes.T), 1234, 7, 16)
-    return tensors, Sides(mask, numbers * 7919 % rows.vocab_size, rows)
+    scale = torch.full((), 5.0 / 448, device=device)
+    return tensors, Sides(mask, numbers * 7919 % rows.vocab_size, rows, scale)
 
 
 def with_gradients(results) -> tuple[tuple[Tensor, ...], list[Tensor]]:

@@ -22,6 +22,8 @@ from megatron_yuyuan.cli import ArgumentParser, run_command
 DROPOUT, TOLERANCE = 0.1, 0.002
 LOSSES_AGREE = 1e-4
 """Relative difference of float32 losses, on the CPU and on a GPU."""
+READ_AT_ONCE = 1
+"""Waits of a step: for its loss and gradient norm, together."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -50,6 +52,8 @@ def main(args: Sequence[str] | None = None) -> None:
     results.measure("synchronisations", partial(synchronisations, device))
     for name, sizes in products(device).items():
         results.measure(f"matmul, {name}", partial(product, device, *sizes))
+        if sizes[-1] == "NT" and not name.startswith("head"):
+            results.measure(f"matmul, float8 {name}", partial(float8_product, device, *sizes[:3]))
     results.finish()
 
 
@@ -57,7 +61,7 @@ def products(device) -> dict[str, tuple]:
     """The matrix products of a training step of the 3.5B model on 8 and 16 samples: name -> arguments of
     `matmul_rate`. y = x W^T, dx = dy W, dW = dy^T x, each tensor stored by its rows."""
     cuda = device.type == "cuda"
-    c, vocabulary, batches = (3072, 50304, (8192, 16384)) if cuda else (8, 128, (16,))
+    c, vocabulary, batches = (3072, 50304, (8192, 16384)) if cuda else (16, 128, (16,))
     layers = {"c_attn": (c, 3 * c), "attn.c_proj": (c, c), "c_fc": (c, 4 * c)}
     layers |= {"mlp.c_proj": (4 * c, c), "head": (c, vocabulary)}
     found = {}
@@ -74,6 +78,20 @@ def product(device, *arguments) -> dict:
     from gpu_measure import matmul_rate
 
     return {"flops_per_second": matmul_rate(device, *arguments)}
+
+
+def float8_product(device, m: int, k: int, n: int) -> dict:
+    """The rate of a product of e4m3 numbers with its bfloat16 result, without the rounding of its factors.
+    All three of a layer are stored for it as the forward's is."""
+    import torch
+    from gpu_measure import median_seconds
+
+    from megatron_yuyuan.kernels.float8 import E4M3, scaled_product
+
+    a, b = (torch.randn(rows, k, device=device).to(E4M3) for rows in (m, n))
+    scales = (torch.ones((), device=device),) * 2
+    seconds = median_seconds(lambda: scaled_product(a, b, scales, torch.bfloat16), device)
+    return {"flops_per_second": 2 * m * k * n / seconds}
 
 
 def attention(backend: str, dropout: float, device) -> dict:
@@ -176,7 +194,7 @@ def synchronisations(device) -> dict:
                 torch.cuda.set_sync_debug_mode("default")
     found = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
     places = collections.Counter(f"{Path(w.filename).name}:{w.lineno}" for w in found)
-    return {"count": len(found), "places": dict(places)}
+    return {"count": len(found), "places": dict(places), "agrees": len(found) <= READ_AT_ONCE}
 
 
 if __name__ == "__main__":

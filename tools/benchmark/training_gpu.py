@@ -46,11 +46,14 @@ class Row:
     micro_batch: int
     dropout: float = 0.1
     """Of hidden states and attention weights, the latter by torch's generator inside SDPA."""
+    fp8_format: str = "none"
+    """Of ours alone. MFU remains the share of bfloat16's peak."""
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"{self.size}, {self.contender}, micro batch {self.micro_batch}, dropout {self.dropout}"
         )
+        return text if self.fp8_format == "none" else f"{text}, float8 {self.fp8_format}"
 
     @property
     def config(self) -> Config:
@@ -68,6 +71,7 @@ class Row:
             lr_warmup_iters=100,
             clip_grad=1.0,
             bf16=True,
+            fp8_format=self.fp8_format,
         )
 
 
@@ -77,9 +81,11 @@ def rows_of_ours(on_gpu: bool) -> list[Row]:
         return [
             Row("tiny", "reference", 2),
             Row("tiny", "reference", 2, 0.0),
+            Row("tiny", "reference", 2, fp8_format="hybrid"),
             Row("tiny", "cuda", 2),
         ]
     rows = [Row("3.5b", "cuda", 16), Row("3.5b", "cuda", 8), Row("3.5b", "compile", 8)]
+    rows += [Row("3.5b", kernels, 8, fp8_format="hybrid") for kernels in ("cuda", "compile")]
     rows += [Row("3.5b", "cuda", 16, 0.0), Row("3.5b", "reference", 8), Row("3.5b", "cuda", 4)]
     for size, micro_batch in (("1.3b", 16), ("124m", 32)):
         rows += [Row(size, kernels, micro_batch) for kernels in ("cuda", "compile", "reference")]
@@ -153,7 +159,8 @@ def measured(row: Row, options, about: dict) -> dict:
         seconds.append(time.perf_counter() - begun)
     attention = describe_attention(row.config.model, torch.bfloat16, device)
     figures = speed(row.config, statistics.median(seconds[WARM_UP:]), device, about)
-    predicted = predicted_bytes(row.config) if row.contender == "cuda" else None
+    counted = row.contender == "cuda" and row.fp8_format == "none"
+    predicted = predicted_bytes(row.config) if counted else None
     return {
         **vars(row),
         "attention": "its own" if row.contender == "megatron-core" else attention,

@@ -92,7 +92,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_dropout_add_norm(
     return {sum, y, mean, rstd};
 }
 
-// (dresidual, dx, dbias, dweight, dnorm_bias)
+// (dresidual, dx, dbias, dweight, dnorm_bias). Where nothing is dropped dx would be dresidual again,
+// and is empty: an operator may not return a tensor twice.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bias_dropout_add_norm_backward(
     const Tensor &dy, const OptionalTensor &dsum, const Tensor &sum, const Tensor &weight,
     const Tensor &mean, const Tensor &rstd, const OptionalTensor &rows, int64_t threshold,
@@ -102,13 +103,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bias_dropout_add_norm_backwar
     Tensor means = in.per_row(mean, ScalarType::Float), rstds = in.per_row(rstd, ScalarType::Float);
     OptionalTensor beside = in.matrix(dsum);
     Dropout dropout(in, rows, threshold, scale, key, step, site);
-    Tensor dresidual = in.like(), dx = in.like();
+    Tensor dresidual = in.like();
+    Tensor dx = rows ? in.like() : torch::stable::new_empty(in.tensor, {0});
+    void *branch = (rows ? dx : dresidual).data_ptr();
     Tensor dbias = in.row(), dweight = in.row(), dnorm_bias = in.row();
     Partial partial(in, 3, yuyuan_norm_blocks(in.rows, in.columns));
     check(yuyuan_layer_norm_backward(in.dtype, gradient.data_ptr(), pointer(beside), in.data(),
                                      gain.data_ptr(), floats(means), floats(rstds),
                                      dresidual.data_ptr(), dweight.data_ptr(),
-                                     dnorm_bias.data_ptr(), dx.data_ptr(), dbias.data_ptr(),
+                                     dnorm_bias.data_ptr(), branch, dbias.data_ptr(),
                                      dropout.value, partial.data(), partial.blocks, in.rows,
                                      in.columns, in.stream),
           "bias_dropout_add_norm_backward");

@@ -44,7 +44,8 @@ int yuyuan_column_blocks(int dtype, int64_t rows, int columns);
 
 // Backward of `y = norm(x)` where x also goes on beside it: dx = norm'(dy) + dsum; dsum NULL:
 // without. With a branch, x was residual + dropout(... + branch_bias): dbranch = dropout'(dx), and
-// its column sum dbranch_bias; both NULL: x had no branch. partial: 2 column sums, 3 with a branch.
+// its column sum dbranch_bias; both NULL: x had no branch. Where nothing is dropped, dbranch may be
+// dx, which is written once then. partial: 2 column sums, 3 with a branch.
 int yuyuan_layer_norm_backward(int dtype, const void *dy, const void *dsum, const void *x,
                                const void *weight, const float *mean, const float *rstd, void *dx,
                                void *dweight, void *dbias, void *dbranch, void *dbranch_bias,

@@ -165,7 +165,7 @@ __device__ __forceinline__ void write_gradient(const Backward<T> &b, int64_t row
         store(b.dx + place, dx);
         if (!branch) return;
         drop<size>(dx, b.dropout, row, column, columns);
-        store(b.dbranch + place, dx);
+        if (b.dbranch != b.dx) store(b.dbranch + place, dx);
 #pragma unroll
         for (int i = 0; i < size; i++) column_sums.dbranch.values[q][i] += dx[i];
     });
@@ -183,7 +183,7 @@ __device__ __forceinline__ void store_part(float *partial, const Part<T, vectors
 
 // First stage of the backward: block b takes the rows b, b + gridDim.x, ... and keeps its sums over
 // them in registers; the second stage is add_partial_sums. Reads dy, x, dsum, writes dx: 4
-// matrices; with a branch writes dbranch too: 5.
+// matrices; with a branch of its own gradient writes dbranch too: 5.
 template <class T, class Length, bool branch>
 __global__ void __launch_bounds__(Length::threads, Length::resident / Length::threads)
     layer_norm_backward(Backward<T> b, int64_t rows, int columns) {
