@@ -6,10 +6,10 @@ start from.
     python tools/convert_checkpoint.py --to megatron --load RUN --save DIR
     python tools/convert_checkpoint.py --from megatron --load DIR --save RUN --tokenizer-type ... --tokenizer-model ...
 
---load of --to may be a Hugging Face directory too. An import is a checkpoint of iteration 0: pass it as
---load RUN --finetune. Both sides compute the logits of a few tokens before anything appears, and the
-conversion ends with an error if they differ. An export needs the memory of the embedding and a layer,
-an import that of the model.
+--load of --to may be a Hugging Face directory too, that of --from megatron a file of GPTModel.state_dict().
+An import is a checkpoint of iteration 0: pass it as --load RUN --finetune. Both sides compute the logits
+of a few tokens before anything appears, and the conversion ends with an error if they differ. An export
+needs the memory of the embedding and a layer, an import that of the model.
 """
 
 import argparse
@@ -47,9 +47,11 @@ def _export(options: argparse.Namespace) -> None:
     source = open_model(options.load, options.ckpt_step or None)
     if options.to == "hf":
         from megatron_yuyuan.checkpoint.hf import export_directory
+        from megatron_yuyuan.checkpoint.model_card import SCORES, why_no_scores
 
         dtype, rows = options.dtype or "float32", source.config.vocab_size
         written = export_directory(source, options.save, dtype)
+        print(f"scores in README.md: {why_no_scores(source.path) or SCORES}")
     else:
         from megatron_yuyuan.checkpoint.megatron_convert import export_megatron
 

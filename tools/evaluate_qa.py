@@ -1,13 +1,15 @@
 """Answer the questions of a JSONL file, or take the answers of one, and score them.
 
     python tools/evaluate_qa.py --load RUN --data medquad_test.jsonl --output answers.jsonl --html answers.html
-    python tools/evaluate_qa.py --load RUN --data medquad_test.jsonl --temperature 0.7 --top-p 0.6
+    python tools/evaluate_qa.py --load RUN --data medquad_test.jsonl --greedy-only --json > RUN/scores.json
     python tools/evaluate_qa.py --predictions answers.jsonl
 
 Every line of --data is {"question": ..., "answer": ...}, as tools/preprocess_data.py writes it for
-held-out pairs. Answers are greedy; with a --temperature above 0, one sample of each is scored beside
-them. Printed: BLEU-1 to BLEU-4, exact match, token F1 and chrF, each under its protocol, and some
-answers. --predictions needs no model: its lines are those that --output writes.
+held-out pairs. Every question is answered twice, greedily and by one sample of a fixed seed (as
+YuyuanQA's page draws, at temperature 0.7 from the likeliest 0.6), and both are scored. Printed: BLEU-1 to
+BLEU-4, exact match, token F1 and chrF, each under its protocol, and some answers; --json says the
+weights too, which is what the card of an export wants to know. --predictions needs no model: its
+lines are those that --output writes.
 """
 
 import argparse
@@ -43,14 +45,17 @@ def main(args: Sequence[str] | None = None) -> None:
     with AtomicFiles() as files:  # opened first: nobody waits for answers that cannot be written
         output = files.open(options.output) if options.output else None
         html = files.open(options.html) if options.html else None
-        systems = read_predictions(options.predictions) if options.predictions else ask(options)
+        if options.predictions:
+            systems, scored = read_predictions(options.predictions), None
+        else:
+            systems, scored = ask(options)
         if output:
             write_predictions(output, systems)
         if html:
             html.write(answers_page(f"Answers of {'; '.join(systems)}", systems).encode())
     scores = score_systems(systems)
     if options.json:
-        print(json.dumps(figures(scores), indent=2, ensure_ascii=False))
+        print(json.dumps({"scored": scored} | figures(scores), indent=2, ensure_ascii=False))
         return
     print(report(scores))
     show(systems)
@@ -60,9 +65,9 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"written {Path(path).absolute()}")
 
 
-def ask(options: argparse.Namespace) -> dict[str, list[Answered]]:
-    """What the model of --load says to the questions of --data, by system: greedy and, with a
-    --temperature, sampled."""
+def ask(options: argparse.Namespace) -> tuple[dict[str, list[Answered]], dict[str, str]]:
+    """What the model of --load says to the questions of --data, by system: greedy and, but for
+    --greedy-only, sampled; and which weights it has."""
     pairs = spread(list(read_qa_jsonl(options.data)), options.limit)
     if not pairs:
         raise DataError(
@@ -71,6 +76,7 @@ def ask(options: argparse.Namespace) -> dict[str, list[Answered]]:
             "a JSONL file of question and answer",
         )
     from megatron_yuyuan.checkpoint.hf_start import PREFIX
+    from megatron_yuyuan.checkpoint.identity import identity
     from megatron_yuyuan.checkpoint.model import load_model  # torch: after --help and a wrong path
     from megatron_yuyuan.evaluate.generate import answer_all
     from megatron_yuyuan.evaluate.sampling import Sampling
@@ -82,18 +88,19 @@ def ask(options: argparse.Namespace) -> dict[str, list[Answered]]:
     loaded = load_model(directory, options.ckpt_step or None, options.device)
     name, systems = Path(directory).absolute().name, {}
     for decoding in decodings(options):
-        answers = answer_all(loaded, [pair.question for pair in pairs], **sampling(decoding))
+        questions, at_once = [pair.question for pair in pairs], options.batch_size
+        answers = answer_all(loaded, questions, batch_size=at_once, **sampling(decoding))
         systems[f"{name}, {describe_sampling(decoding)}"] = [
             Answered(pair.question, pair.answer, text)
             for pair, text in zip(pairs, answers, strict=True)
         ]
-    return systems
+    return systems, identity(loaded.path)
 
 
 def decodings(options: argparse.Namespace) -> list[argparse.Namespace]:
     """The options of every decoding that is scored: greedy first."""
     greedy = argparse.Namespace(**vars(options) | {"temperature": 0.0})
-    return [greedy, options] if options.temperature else [greedy]
+    return [greedy] if options.greedy_only else [greedy, options]
 
 
 def spread(pairs: list[QuestionAnswer], limit: int) -> list[QuestionAnswer]:
@@ -104,7 +111,7 @@ def spread(pairs: list[QuestionAnswer], limit: int) -> list[QuestionAnswer]:
 
 
 def figures(scores: dict[str, Scores]) -> dict:
-    """What --json prints: the protocols, and the scores of every system under the same names."""
+    """The protocols, and the scores of every system under the same names."""
     return {
         "signatures": signatures(),
         "systems": {system: asdict(of) for system, of in scores.items()},
@@ -147,18 +154,46 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--device", default="cpu", choices=("cpu", "cuda"), help="where the model lives"
     )
-    add_sampling_arguments(parser)
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=16,
+        metavar="N",
+        help="questions asked at once (default: 16)",
+    )
+    parser.add_argument(
+        "--greedy-only",
+        action="store_true",
+        help="no sample: half the time, the greedy answers alone",
+    )
+    add_sampling_arguments(parser, temperature=0.7, top_p=0.6)
     options = parser.parse_args(args)
+    _check(parser, options)
+    return options
+
+
+def _check(parser: ArgumentParser, options: argparse.Namespace) -> None:
+    """End the command where flags do not go together."""
     if options.limit < 0:
         parser.error("--limit is a number of pairs, 0 for all")
+    if options.batch_size < 1:
+        parser.error("--batch-size is a number of questions, 1 at least")
+    if not options.temperature:
+        parser.error(
+            "--temperature 0 draws nothing: --greedy-only asks for the greedy answers alone"
+        )
     if options.load and not options.data:
         parser.error("--load needs --data, the questions that are asked")
-    for name in ("data", "limit", "ckpt_step", "device", *sampling(options)):
+    for name in ("temperature", "top_k", "top_p", "seed"):
+        if options.greedy_only and getattr(options, name) != parser.get_default(name):
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"{flag} is of the sample, which --greedy-only leaves out")
+    of_asking = ("data", "limit", "ckpt_step", "device", "batch_size", "greedy_only")
+    for name in (*of_asking, *sampling(options)):
         if options.predictions and getattr(options, name) != parser.get_default(name):
             parser.error(
                 f"--{name.replace('_', '-')} is for --load: nothing is asked with --predictions"
             )
-    return options
 
 
 if __name__ == "__main__":

@@ -22,23 +22,29 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """How tokens are chosen."""
+def add_sampling_arguments(
+    parser: argparse.ArgumentParser, temperature: float = 0.0, top_p: float = 1.0
+) -> None:
+    """How tokens are chosen, and by what temperature and top_p where nothing is said."""
     parser.add_argument(
         "--max-new-tokens", type=int, default=128, metavar="N", help="longest text (default: 128)"
     )
     parser.add_argument(
         "--temperature",
         type=float,
-        default=0.0,
+        default=temperature,
         metavar="X",
-        help="0 (default): the likeliest token",
+        help=f"0: the likeliest token (default: {temperature:g})",
     )
     parser.add_argument(
         "--top-k", type=int, default=0, metavar="N", help="draw from the N likeliest; 0: all"
     )
     parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="X", help="draw from this much probability"
+        "--top-p",
+        type=float,
+        default=top_p,
+        metavar="X",
+        help=f"draw from this much probability (default: {top_p:g})",
     )
     parser.add_argument(
         "--repetition-penalty",

@@ -23,6 +23,7 @@ from megatron_yuyuan.checkpoint.dcp import (
     save_checkpoint,
 )
 from megatron_yuyuan.checkpoint.leftovers import remove_leftovers
+from megatron_yuyuan.checkpoint.manifest import digests
 from megatron_yuyuan.errors import DataError, SpaceError, UnsafeError
 
 CONFIG = TINY.replace(num_layers=4)
@@ -241,7 +242,7 @@ def test_metadata_that_would_run_code_is_refused(saved, tmp_path):
 
     path = require_checkpoint(saved)
     (path / ".metadata").write_bytes(pickle.dumps(Hostile()))
-    manifest = dcp_module._digests(path)
+    manifest = digests(path)
     (path / "manifest.json").write_text(json.dumps(manifest))  # the hostile hand knows the format
     with pytest.raises(UnsafeError, match=r"posix\.system|os\.system"):
         load(path)

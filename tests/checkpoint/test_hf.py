@@ -97,8 +97,9 @@ def export(loaded, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def damaged(export, tmp_path) -> Path:
-    """A copy of the export, to be spoilt."""
-    return Path(shutil.copytree(export, tmp_path / "damaged"))
+    """A copy of the export without its checksums, as a stranger's directory, to be spoilt."""
+    ignored = shutil.ignore_patterns("checksums.json")
+    return Path(shutil.copytree(export, tmp_path / "damaged", ignore=ignored))
 
 
 def tokens_of(vocab_size: int, length: int = 24) -> torch.Tensor:
@@ -194,6 +195,8 @@ def test_every_loader_opens_an_export(loaded, export):
         )
         assert not report["missing_keys"] and not report["unexpected_keys"], kind
         assert model.dtype == torch.float32 and model.config.eos_token_id == loaded.tokenizer.eod
+        head = model.get_output_embeddings()
+        assert kind is GPT2Model or head.weight is model.get_input_embeddings().weight
     text = "".join(TEXTS) + " 'll  x\n\n\tβ 1234 "
     for kind in (GPT2Tokenizer, GPT2TokenizerFast, AutoTokenizer):
         theirs = kind.from_pretrained(export, local_files_only=True)
@@ -351,7 +354,7 @@ def test_an_imported_model_computes_what_transformers_does(foreign, tokenizer, t
 
 def test_an_import_that_computes_something_else_does_not_appear(foreign, tmp_path, monkeypatch):
     _, directory = foreign
-    monkeypatch.setattr(hf, "_their_logits", lambda d, tokens: torch.ones(*tokens.shape, 309))
+    monkeypatch.setattr(hf, "_their_logits", lambda d: torch.ones(2, 32, 309))
     with pytest.raises(DataError, match="imported model computes other logits"):
         import_directory(directory, tmp_path / "run")
     assert not list(tmp_path.iterdir())

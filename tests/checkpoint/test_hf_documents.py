@@ -4,14 +4,18 @@ the two published pages runs on an export, and the model card says what the run 
 import json
 import random
 import re
+import runpy
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from megatron_yuyuan.checkpoint.dcp import describe_run, save_checkpoint
 from megatron_yuyuan.checkpoint.hf import export_directory
+from megatron_yuyuan.checkpoint.identity import identity
+from megatron_yuyuan.checkpoint.manifest import CHECKSUMS
 from megatron_yuyuan.checkpoint.model import open_model
 from megatron_yuyuan.checkpoint.model_card import model_card
 from megatron_yuyuan.config import Config
@@ -72,7 +76,8 @@ def run(tmp_path_factory) -> Path:
     ]
     lines.append({"event": "evaluation", "iteration": 7, "validation_loss": 2.5})
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (directory / "scores.json").write_text(json.dumps(SCORES))
+    scored = {"scored": identity(directory / "iter_0000007")}
+    (directory / "scores.json").write_text(json.dumps(scored | SCORES))
     return directory
 
 
@@ -139,10 +144,60 @@ def test_a_card_without_measurements_says_so(run, tmp_path):
     (copy / "metrics.jsonl").unlink()
     (copy / "scores.json").unlink()
     card = model_card(open_model(copy), "qa")
-    assert "Not measured" in card and "hours" not in card
+    assert "None: not measured" in card and "hours" not in card
     (copy / "scores.json").write_text("[]")
     with pytest.raises(DataError, match=r"scores\.json cannot be read"):
         model_card(open_model(copy), "qa")
+
+
+def test_scores_of_other_weights_are_left_out_and_why_is_said(run, tmp_path, capsys, repository):
+    """Of another iteration, of weights changed since, and of answers that say nothing of weights."""
+    export = runpy.run_path(str(repository / "tools" / "convert_checkpoint.py"))["main"]
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    ours, tensors = identity(copy / "iter_0000007"), {"model.a": torch.ones(1)}
+    assert ours == identity(run / "iter_0000007")  # a copy is the same weights
+    save_checkpoint(copy, 8, tensors, {})
+    other = identity(copy / "iter_0000008")
+    assert other["name"] == "iter_0000008" and other["sha256"] != ours["sha256"]
+    again = ours | {"sha256": other["sha256"]}
+    for number, (scored, why) in enumerate(
+        (
+            (
+                other,
+                f"scored other weights, iter_0000008 ({other['sha256'][:12]}); these are iter_0000007",
+            ),
+            (
+                again,
+                f"scored other weights, iter_0000007 ({other['sha256'][:12]}); these are iter_0000007",
+            ),
+            (None, "does not say which weights it scored"),
+        )
+    ):
+        (copy / "scores.json").write_text(json.dumps({"scored": scored} | SCORES))
+        target = tmp_path / f"export{number}"
+        export(["--to", "hf", "--load", str(copy), "--ckpt-step", "7", "--save", str(target)])
+        card = (target / "README.md").read_text()
+        assert why in card and why in capsys.readouterr().out and "0.4000" not in card
+    (copy / "scores.json").write_text(json.dumps({"scored": ours} | SCORES))
+    export(
+        ["--to", "hf", "--load", str(copy), "--ckpt-step", "7", "--save", str(tmp_path / "with")]
+    )
+    assert "0.4000" in (tmp_path / "with" / "README.md").read_text()
+    assert "scores in README.md: scores.json" in capsys.readouterr().out
+
+
+def test_scores_of_a_hugging_face_directory_are_of_its_own_weights(export, tmp_path):
+    """They lie in it, and not beside it."""
+    (export / "scores.json").write_text(json.dumps({"scored": identity(export)} | SCORES))
+    (export.parent / "scores.json").write_text("[]")
+    assert "0.4000" in model_card(open_model(export), "again")
+    index = Path(shutil.copytree(export, tmp_path / "shards"))
+    (index / CHECKSUMS).unlink()
+    [weights] = index.glob("*.safetensors")
+    changed = load_file(weights)
+    changed["transformer.ln_f.bias"] += 1
+    save_file(changed, weights)
+    assert "scored other weights, qa (" in model_card(open_model(index), "again")
 
 
 def test_a_thousand_strings_have_the_same_ids_and_come_back(export, run):

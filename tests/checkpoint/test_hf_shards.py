@@ -1,15 +1,12 @@
 """Large exports: files of a bounded size with an index, and little memory."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from live_bytes import peak
 from safetensors.torch import load_file
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from megatron_yuyuan.checkpoint.dcp import describe_run, save_checkpoint
 from megatron_yuyuan.checkpoint.hf import export_directory, to_huggingface
@@ -63,28 +60,6 @@ def test_files_are_bounded_and_the_index_names_them(run, tmp_path):
     theirs = GPT2LMHeadModel.from_pretrained(export).state_dict()
     assert all(torch.equal(theirs[name], expected[name]) for name in expected)
     assert len({path.stat().st_mode for path in export.iterdir()}) == 1
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most bytes that the tensors made meanwhile have held at once; storages count once."""
-
-    def __init__(self):
-        super().__init__()
-        self._alive, self.peak = WeakIdKeyDictionary(), 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **kwargs or {})
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu":
-                self._alive[leaf.untyped_storage()] = leaf.untyped_storage().nbytes()
-        self.peak = max(self.peak, sum(self._alive.values()))
-        return result
-
-
-def peak(work: Callable[[], object]) -> int:
-    with LiveBytes() as live:
-        work()
-    return live.peak
 
 
 def test_an_export_needs_less_memory_than_one_file_and_one_layer(run, tmp_path):

@@ -7,16 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 from commands import train_flags
+from hf_peer import gpt2
 from pretraining import pretrained
 from safetensors.torch import load_file, save_file
 from tiny import TINY, Layout, RandomText, build_trainer
 from torch.distributed.tensor import DTensor
 
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint, read_state, save_checkpoint
+from megatron_yuyuan.checkpoint.dcp import (
+    describe_run,
+    find_checkpoint,
+    read_state,
+    save_checkpoint,
+)
 from megatron_yuyuan.checkpoint.hf_directory import read_tensors
 from megatron_yuyuan.checkpoint.hf_format import from_huggingface
 from megatron_yuyuan.checkpoint.hf_start import describe_huggingface, load_huggingface
-from megatron_yuyuan.config import IGNORE, CheckpointConfig, Config
+from megatron_yuyuan.config import IGNORE, Config
 from megatron_yuyuan.data.tokenizer import read_tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError, UnsafeError
 from megatron_yuyuan.log import read_metrics
@@ -24,18 +30,6 @@ from megatron_yuyuan.resolve import resolve, run_tokenizer, starting_point
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 CONFIG = TINY.replace(num_layers=4, vocab_size=301, global_batch_size=8)
-
-
-def gpt2(vocab_size: int, positions: int, headless: bool = False):
-    """A GPT-2 of transformers with weights that are not those of a start."""
-    shape = {"n_layer": 4, "n_embd": 32, "n_head": 8, "n_positions": positions}
-    kind = transformers.GPT2Model if headless else transformers.GPT2LMHeadModel
-    model = kind(transformers.GPT2Config(vocab_size=vocab_size, **shape)).eval()
-    noise = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=noise)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -137,19 +131,19 @@ def a_missing_layer(directory):
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_found_before_a_process_group_exists(copy, damage, kind, said):
-    starting_point(CheckpointConfig(load=f"hf:{copy}"))
+    starting_point(Config().replace(load=f"hf:{copy}"))
     damage(copy)
     with pytest.raises(kind, match=said):
-        starting_point(CheckpointConfig(load=f"hf:{copy}"))
+        starting_point(Config().replace(load=f"hf:{copy}"))
 
 
 def test_a_directory_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"no config.json in .*nowhere"):
-        starting_point(CheckpointConfig(load=f"hf:{tmp_path / 'nowhere'}"))
+        starting_point(Config().replace(load=f"hf:{tmp_path / 'nowhere'}"))
 
 
 def test_the_shape_is_the_directorys(directory, prepared):
-    origin = starting_point(CheckpointConfig(load=f"hf:{directory}"))
+    origin = starting_point(Config().replace(load=f"hf:{directory}"))
     tokenizer = read_tokenizer(prepared / "tokenizer")
     model = resolve(Config(), tokenizer, origin, 1).model
     assert (model.num_layers, model.hidden_size, model.num_attention_heads) == (4, 32, 8)
@@ -159,7 +153,7 @@ def test_the_shape_is_the_directorys(directory, prepared):
 
 
 def test_the_tokenizer_is_the_directorys_or_else_configured(copy, prepared):
-    place = CheckpointConfig(load=f"hf:{copy}")
+    place = Config().replace(load=f"hf:{copy}")
     assert describe_huggingface(copy)["tokenizer"] is None
     with pytest.raises(ConfigError, match="not given"):
         run_tokenizer(Config(), starting_point(place))
@@ -181,20 +175,20 @@ def test_the_tokenizer_is_the_directorys_or_else_configured(copy, prepared):
 
 def test_a_tokenizer_that_the_embedding_has_no_rows_for_is_refused(prepared, tmp_path):
     gpt2(299, 16).save_pretrained(tmp_path)
-    origin = starting_point(CheckpointConfig(load=f"hf:{tmp_path}"))
+    origin = starting_point(Config().replace(load=f"hf:{tmp_path}"))
     with pytest.raises(ConfigError, match="vocab_size=299, but the tokenizer has 300"):
         resolve(Config(), read_tokenizer(prepared / "tokenizer"), origin, 1)
 
 
-def test_a_checkpoint_of_save_comes_before_the_directory(directory, tmp_path):
-    load = CheckpointConfig(load=f"hf:{directory}", save=str(tmp_path))
+def test_a_checkpoint_of_save_comes_before_the_directory(directory, prepared, tmp_path):
+    load = Config().replace(load=f"hf:{directory}", save=str(tmp_path))
     assert starting_point(load).weights_only
-    state = {"data_order": 1, "optimizer": True}
+    state = describe_run(CONFIG, read_tokenizer(prepared / "tokenizer"), 24, optimizer_steps=3)
     save_checkpoint(tmp_path, 3, {"model.a": torch.ones(2)}, state)
     origin = starting_point(load)
     assert (origin.path, origin.weights_only) == (find_checkpoint(tmp_path), False)
     with pytest.raises(ConfigError, match="ckpt_step=3 and load=hf:"):
-        starting_point(CheckpointConfig(load=f"hf:{directory}", ckpt_step=3))
+        starting_point(Config().replace(load=f"hf:{directory}", ckpt_step=3))
 
 
 def test_pretraining_goes_on_from_a_directory_and_then_from_its_own(ranks, prepared, tmp_path):

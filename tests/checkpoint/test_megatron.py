@@ -12,6 +12,7 @@ from pathlib import Path
 import megatron_peer
 import pytest
 import torch
+from hostile import Opens
 from megatron_peer import LAYOUTS, ROWS, SHAPE
 from safetensors.torch import load_file
 
@@ -27,6 +28,7 @@ from megatron_yuyuan.checkpoint.megatron import (
 from megatron_yuyuan.checkpoint.megatron_convert import export_megatron, import_megatron
 from megatron_yuyuan.checkpoint.megatron_directory import TorchDist, find_torch_dist, read_arguments
 from megatron_yuyuan.checkpoint.megatron_legacy import modern_name
+from megatron_yuyuan.checkpoint.megatron_source import MegatronSource
 from megatron_yuyuan.checkpoint.model import LoadedModel, load_model
 from megatron_yuyuan.config import Config, ModelConfig
 from megatron_yuyuan.data.template import TEMPLATE
@@ -129,6 +131,14 @@ def test_an_export_is_read_again(loaded, tmp_path, without_megatron, tokenizer):
         export_megatron(loaded, export)
 
 
+def test_a_file_of_a_state_dict_is_imported(loaded, tmp_path, without_megatron, tokenizer):
+    weights = loaded.model.state_dict()
+    torch.save(to_megatron(weights), tmp_path / "gpt.pt")
+    run = import_megatron(tmp_path / "gpt.pt", tmp_path / "run", tokenizer, num_attention_heads=4)
+    assert_same(load_model(run).model.state_dict(), weights)
+    assert {path.name for path in tmp_path.iterdir()} == {"gpt.pt", "run"}
+
+
 @pytest.mark.slow  # four processes that import Megatron-core
 @pytest.mark.timeout(600)
 def test_megatron_core_opens_what_we_write(loaded, tmp_path):
@@ -158,9 +168,7 @@ def test_a_conversion_that_computes_something_else_does_not_appear(
     loaded, tmp_path, without_megatron, tokenizer, monkeypatch
 ):
     export_megatron(loaded, tmp_path / "good")
-    monkeypatch.setattr(
-        megatron_convert, "their_logits", lambda path, config: torch.ones(2, 32, 280)
-    )
+    monkeypatch.setattr(megatron_convert, "their_logits", lambda *_: torch.ones(2, 32, 280))
     for convert in (
         lambda: export_megatron(loaded, tmp_path / "bad"),
         lambda: import_megatron(tmp_path / "good", tmp_path / "bad", tokenizer),
@@ -174,7 +182,7 @@ def test_a_megatron_core_that_fails_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(megatron_convert, "has_megatron", lambda: True)
     monkeypatch.setattr(megatron_convert.sys, "executable", "/bin/false")
     with pytest.raises(DataError, match="Megatron-core cannot compute"):
-        megatron_convert.their_logits(tmp_path, SHAPE)
+        megatron_convert.their_logits(tmp_path, SHAPE, tmp_path)
 
 
 def test_what_is_missing_or_other_is_said(loaded, tmp_path, without_megatron, tokenizer):
@@ -200,16 +208,6 @@ def test_what_is_missing_or_other_is_said(loaded, tmp_path, without_megatron, to
         import_megatron(tmp_path / "nothing", tmp_path / "other", tokenizer)
 
 
-class Opens:
-    """Leaves a file behind when it is opened as a pickle."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.makedirs, (str(self.path), 0o777, True)
-
-
 def test_metadata_that_would_run_code_is_refused(loaded, tmp_path, without_megatron, tokenizer):
     export = export_megatron(loaded, tmp_path / "megatron")
     hostile = pickle.dumps(Opens(tmp_path / "opened"))
@@ -219,34 +217,43 @@ def test_metadata_that_would_run_code_is_refused(loaded, tmp_path, without_megat
     assert not (tmp_path / "opened").exists() and not (tmp_path / "run").exists()
 
 
-def write_legacy(directory: Path, weights: dict, extra: dict) -> Path:
-    """Two tensor ranks of two pipeline stages, as Megatron-LM before its core saved them."""
-    for stage in range(2):
+STAGES = {"two": [[0, 1], [2]], "virtual": [[0], [1], [2], []]}
+"""Layers of each stage; the last has the last LayerNorm besides."""
+FILES = {
+    "two": ({0: "model"}, {1: "model"}),
+    "virtual": ({0: "model0", 2: "model1"}, {1: "model0", 3: "model1"}),
+}
+"""Of each pipeline rank: its stages -> where their tensors stand in the file."""
+
+
+def write_legacy(directory: Path, weights: dict, extra: dict, stages: str = "two") -> Path:
+    """Two tensor ranks of two pipeline ranks, as Megatron-LM before its core saved them."""
+    for pipeline, held in enumerate(FILES[stages]):
         for rank in range(2):
-            model: dict = {}
-            for name, tensor in weights.items():
-                old = legacy_name(name, stage)
-                if old is not None:
-                    model[old] = part_of(name, tensor, rank).clone()
-            path = directory / "iter_0000007" / f"mp_rank_{rank:02d}_{stage:03d}"
+            models: dict = {}
+            for stage, key in held.items():
+                named = {legacy_name(n, stage, STAGES[stages]): n for n in weights}
+                named.pop(None)
+                parts = {old: part_of(n, weights[n], rank).clone() for old, n in named.items()}
+                models[key] = {"language_model": parts}
+            path = directory / "iter_0000007" / f"mp_rank_{rank:02d}_{pipeline:03d}"
             path.mkdir(parents=True)
             arguments = argparse.Namespace(num_attention_heads=4, norm_epsilon=1e-4)
-            content = {"model": {"language_model": model}, "args": arguments}
-            content |= {"checkpoint_version": 3.0} | extra
+            content = models | {"args": arguments, "checkpoint_version": 3.0} | extra
             torch.save(content, path / "model_optim_rng.pt")
     (directory / "latest_checkpointed_iteration.txt").write_text("7")
     return directory
 
 
-def legacy_name(name: str, stage: int) -> str | None:
-    """None where another stage has it; the first has layers 0 and 1, the second layer 2."""
-    theirs = megatron_name(name)
+def legacy_name(name: str, stage: int, stages: list[list[int]]) -> str | None:
+    """None where another stage has it; each counts its layers from 0."""
+    theirs, layers = megatron_name(name), stages[stage]
     if name.startswith("h."):
         number = int(name.split(".")[1])
-        if (number == 2) != (stage == 1):
+        if number not in layers:
             return None
-        theirs = theirs.replace("layers.2.", "layers.0.")
-    elif (name.startswith("ln_f")) != (stage == 1):
+        theirs = theirs.replace(f"layers.{number}.", f"layers.{layers.index(number)}.")
+    elif stage != (len(stages) - 1 if name.startswith("ln_f") else 0):
         return None
     for new, old in (
         ("decoder.", "encoder."),
@@ -273,12 +280,26 @@ def test_old_pickles_are_opened_on_trust_alone_and_elsewhere(
 ):
     weights = loaded.model.state_dict()
     old = write_legacy(tmp_path / "old", weights, {"rng": Opens(tmp_path / "opened")})
-    with pytest.raises(UnsafeError, match=r"model_optim_rng\.pt"):
+    with pytest.raises(UnsafeError, match="legacy mp_rank"):
         import_megatron(old, tmp_path / "run", tokenizer)
     assert not (tmp_path / "opened").exists()
     run = import_megatron(old, tmp_path / "run", tokenizer, iteration=None, trust=True)
     assert (tmp_path / "opened").exists()  # it was opened, as a person said
     assert_same(load_model(run).model.state_dict(), weights)
+
+
+def test_virtual_stages_of_old_pickles_are_put_in_their_order(
+    loaded, tmp_path, without_megatron, tokenizer
+):
+    """Layers 0 and 2 lie in the files of the first pipeline rank, 1 and the last LayerNorm in the others."""
+    weights = loaded.model.state_dict()
+    old = write_legacy(tmp_path / "old", weights, {}, "virtual")
+    run = import_megatron(old, tmp_path / "run", tokenizer, trust=True)
+    assert_same(load_model(run).model.state_dict(), weights)
+    file, *_ = sorted(old.rglob("model_optim_rng.pt"))
+    torch.save({"checkpoint_version": 3.0}, file)
+    with pytest.raises(DataError, match="no model in mp_rank_00_000/model_optim_rng"):
+        import_megatron(old, tmp_path / "other", tokenizer, trust=True)
 
 
 class Copies:
@@ -305,10 +326,9 @@ def test_old_pickles_see_no_network(loaded, tmp_path, without_megatron, tokenize
 
 
 def test_the_exact_gelu_is_refused():
-    shapes = {megatron_name(n): tuple(t.shape) for n, t in GPT2(SHAPE).state_dict().items()}
     exact = argparse.Namespace(bias_gelu_fusion=False, openai_gelu=False)
     with pytest.raises(DataError, match="bias_gelu_fusion=False"):
-        megatron_convert._shape(shapes, exact, 4, 280)
+        MegatronSource(Path("there"), {}, {}, exact).weights(4, 280)
 
 
 def test_old_pickles_that_cannot_be_converted_are_said(

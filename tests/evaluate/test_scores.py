@@ -32,6 +32,40 @@ def test_every_value_is_that_of_its_protocol():
     assert scores.pairs == 3
 
 
+TEN = [
+    ("Gout is a disease of the joints.", "Gout is a painful disease of the joints."),
+    ("Rest, and drink plenty of water.", "Rest and drink plenty of water."),
+    ("", "See a doctor."),
+    ("See a doctor.", "See a doctor."),
+    ("It is a virus.", "Lupus is no virus but an autoimmune disease."),
+    ("fever cough fever cough", "Fever, cough and a rash."),
+    ("The prognosis is good.", "the prognosis is GOOD"),
+    ("No.", "Yes."),
+    (
+        "Vaccination prevents it in 95% of cases.",
+        "Vaccination prevents measles in 97% of all cases.",
+    ),
+    ("It is inherited; see the list below: - a - b", "It is inherited. See the list below."),
+]
+
+
+def test_ten_pairs_are_worth_what_nltk_and_sacrebleu_gave_them():
+    """Row E10: figures of NLTK 3.9 (the empty answer counted 0) and sacreBLEU 2, written down; should a
+    release of either change, these do not."""
+    scores = score(*zip(*TEN, strict=True))
+    expected = {
+        "unsmoothed": (0.446972, 0.358487, 0.248174, 0.127528),
+        "method5": (0.634003, 0.493485, 0.376247, 0.274548),
+        "method7": (0.635769, 0.500283, 0.391879, 0.294765),
+    }
+    assert scores.sentence_bleu.keys() == expected.keys()
+    for smoothing, values in expected.items():
+        assert scores.sentence_bleu[smoothing] == pytest.approx(values, abs=1e-6)
+    assert scores.corpus_bleu["smoothed"][3] == pytest.approx(0.319950, abs=1e-6)
+    assert scores.chrf == pytest.approx(0.565299, abs=1e-6)
+    assert (scores.exact_match, scores.token_f1) == pytest.approx((0.3, 0.639883), abs=1e-6)
+
+
 def test_the_same_text_is_worth_one():
     scores = score(REFERENCES[:1], REFERENCES[:1])
     assert scores.exact_match == scores.token_f1 == 1 and scores.chrf == pytest.approx(1)

@@ -113,6 +113,9 @@ def test_the_models_are_one():
         torch.testing.assert_close(other, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
+BORDERS = ", masked at the borders of documents"
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -130,6 +133,23 @@ def test_a_person_is_told(monkeypatch, changes, expected):
     if expected != UNFUSED:
         on_cpu = "scaled_dot_product_attention as torch has it on the CPU"
     assert describe_attention(model, BF16, torch.device("cpu")) == on_cpu
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "on_cpu"),
+    [
+        ({}, "efficient, else unfused", "scaled_dot_product_attention as torch has it on the CPU"),
+        ({"attention_dropout": 0.1}, "unfused: scores, masked softmax, values", ""),
+    ],
+)
+def test_a_person_is_told_what_masks_of_documents_leave(monkeypatch, changes, expected, on_cpu):
+    """Flash and cuDNN know the plain causal mask alone: what takes these samples is said."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    model, end = TINY.replace(**changes).model, BORDERS if on_cpu else ""
+    on_cuda = describe_attention(model, BF16, torch.device("cuda", 0), masked=True)
+    assert on_cuda == expected + end != describe_attention(model, BF16, torch.device("cuda", 0))
+    found = describe_attention(model, BF16, torch.device("cpu"), masked=True)
+    assert found == (on_cpu or expected) + end
 
 
 @pytest.mark.parametrize(
