@@ -5,15 +5,19 @@ python pretrain_gpt.py ...          the same as one process
 """
 
 from megatron_yuyuan.cli import parse_config, run_command
+from megatron_yuyuan.watch.witness import watched
 
 
 def main() -> None:
     config = parse_config(__doc__)
-    from megatron_yuyuan.run import (
-        pretrain,
-    )  # torch is imported only now: --help and a wrong flag answer at once
+    timeout = 60 * config.parallel.distributed_timeout_minutes
+    save = "" if config.parallel.dry_run else config.checkpoint.save  # nothing is left there
+    with watched(save, timeout) as own:
+        from megatron_yuyuan.run import (
+            pretrain,
+        )  # torch is imported only now: --help and a wrong flag answer at once
 
-    pretrain(config)
+        pretrain(config, own)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def steps(directory: Path) -> list[tuple[str, list[str]]]:
             --load {out}/pretrained --train-data-path {out}/data/medquad_train_qa_document
             --valid-data-path {out}/data/held_out_test_qa_document --save {out}/finetuned""",
         "7. answers to the held-out wordings": f"""
-            {tools}/evaluate_qa.py --load {out}/finetuned --limit 0 --max-new-tokens 32
+            {tools}/evaluate_qa.py --load {out}/finetuned --limit 0 --max-new-tokens 32 --greedy-only
             --data {out}/data/held_out_test.jsonl --output {out}/answers.jsonl""",
         "8. a directory for Hugging Face transformers": f"""
             {tools}/convert_checkpoint.py --to hf --load {out}/finetuned --save {out}/huggingface""",

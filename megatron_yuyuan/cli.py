@@ -2,6 +2,7 @@
 on."""
 
 import argparse
+import errno
 import hashlib
 import json
 import os
@@ -9,14 +10,16 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from megatron_yuyuan import launcher
 from megatron_yuyuan.config import Config, config_fields
-from megatron_yuyuan.config_toml import load_toml, nearest, to_toml
+from megatron_yuyuan.config_toml import load_toml, nearest, require_text, to_toml
 from megatron_yuyuan.errors import ConfigError, YuyuanError, refused_for_now
+from megatron_yuyuan.faults import arm
 from megatron_yuyuan.megatron_flags import INSTEAD, NO_EFFECT, NO_EFFECT_WITH_VALUE, not_yet
 
 
@@ -27,13 +30,19 @@ class ArgumentParser(argparse.ArgumentParser):
         keep_lines = argparse.RawDescriptionHelpFormatter
         super().__init__(allow_abbrev=False, formatter_class=keep_lines, **options)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        of_tests = "for tests of survival: save.renamed:kill@2; faults.py lists places and actions"
+        self.add_argument("--fault", metavar="FAULT", help=of_tests)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
+    def parse_args(self, args: Iterable[str] | None = None, namespace=None):
         words = [
             re.sub(r"^(--[^=]+)", lambda m: m[1].replace("_", "-"), word)
             for word in (sys.argv[1:] if args is None else args)
         ]
-        return super().parse_args(words, namespace)
+        parsed = super().parse_args(words, namespace)
+        fault = vars(parsed).pop("fault") or os.environ.get("YUYUAN_FAULT")
+        if fault:
+            arm(fault, launcher.rank())
+        return parsed
 
     def error(self, message: str):
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
@@ -77,6 +86,8 @@ def parse_config(description: str, args: Sequence[str] | None = None) -> Config:
     values |= {
         k: tuple(v) if isinstance(v, list) else v for k, v in parsed.items() if v is not None
     }
+    for name, value in values.items():
+        require_text(name, value)
     config = Config().replace(**values)
     if show:
         print(to_toml(config))
@@ -108,13 +119,13 @@ def add_config_argument(parser: argparse._ActionsContainer, name: str, **options
 
 def _without_ineffective(words: list[str]) -> list[str]:
     """Drop Megatron-LM flags that mean nothing here, and say so."""
-    kept, dropped, words = [], [], iter(words)
-    for word in words:
+    kept, dropped, left = [], [], iter(words)
+    for word in left:
         flag = word.split("=")[0].replace("_", "-")
         if flag in NO_EFFECT or flag in NO_EFFECT_WITH_VALUE:
             dropped.append(flag)
             if flag in NO_EFFECT_WITH_VALUE and "=" not in word:
-                next(words, None)
+                next(left, None)
         else:
             kept.append(word)
     if dropped and _is_first_rank():
@@ -133,8 +144,9 @@ def field_documentation() -> dict[str, str]:
     for node in ast.parse(Path(config.__file__).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
             for declared, below in zip(node.body, node.body[1:], strict=False):
-                if isinstance(declared, ast.AnnAssign) and isinstance(below, ast.Expr):
-                    documented[declared.target.id] = " ".join(below.value.value.split())
+                match declared, below:
+                    case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                        documented[name] = " ".join(text.split())
     return documented
 
 
@@ -146,8 +158,12 @@ def run_command(main: Callable[[], None]) -> None:
     """
     try:
         main()
-    except YuyuanError as error:
-        if _claims_the_message(str(error)):
+    except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (YuyuanError, OSError) as cause:
+        error = cause if isinstance(cause, YuyuanError) else _of_path(cause)
+        if not error.said and _claims_the_message(str(error)):
             if "--debug" in sys.argv:
                 traceback.print_exc()
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -157,9 +173,18 @@ def run_command(main: Callable[[], None]) -> None:
         if _is_first_rank():
             print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # not by way of collectives that wait for ranks which are gone
-    except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+
+
+PATH_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+"""What the system says of a path, and not of what a program does with it."""
+
+
+def _of_path(error: OSError) -> YuyuanError:
+    """The error for a path that the system refuses even to look at. Raises any other again."""
+    if error.errno not in PATH_REFUSED or not error.filename:
+        raise error
+    what = f"cannot use {error.filename}: {error.strerror}"
+    return ConfigError(what, "the system refuses it", "another path, or the right to this one")
 
 
 def _tell_torchrun(what: str) -> None:

@@ -158,8 +158,16 @@ class ParallelConfig:
     built, else reference."""
     distributed_backend: str = field(default="auto", metadata={"choices": ("auto", "gloo", "nccl")})
     """Who carries the collectives. auto: nccl on CUDA, gloo on the CPU."""
-    distributed_timeout_minutes: int = 10
-    """A collective that waits longer than this ends the job."""
+    distributed_timeout_minutes: float = 10.0
+    """A collective that waits longer than this ends the job, and so does a rank that does not come."""
+
+    dry_run: bool = False
+    """Start nothing: check what is named, take one step of each pipeline rank on tensors without memory, and say
+    what the job would hold, compute and exchange. Needs no GPU."""
+    dry_run_ranks: int = 0
+    """Ranks of the job that dry_run is about. 0 means those that the launcher starts."""
+    gpu_memory_gib: float = 0.0
+    """Refuse, with dry_run, a job whose fullest rank needs more. 0: none is refused."""
 
     @property
     def stages_per_rank(self) -> int:
@@ -293,6 +301,10 @@ class TrainingConfig:
     """Compute in bfloat16; weights at rest, gradients' sums and optimizer state stay float32."""
     fp16: bool = False
     """Compute in float16, the loss multiplied by a scale so that small gradients are not rounded to 0."""
+    fp8_format: str = field(default="none", metadata={"choices": ("none", "hybrid", "e4m3")})
+    """Multiply float8 numbers in the linear layers of the blocks, with bf16 around them (H100 and later). hybrid:
+    weights and activations e4m3, their gradients e5m2; e4m3: all. Scales are those of whole tensors, taken anew
+    each time (Megatron-LM's --fp8-recipe tensorwise)."""
     loss_scale: float = 0.0
     """The scale under fp16, for the whole run. 0 means dynamic: as large as the gradients allow."""
     initial_loss_scale: float = 65536.0
@@ -315,6 +327,16 @@ class TrainingConfig:
     one ends the run."""
     skip_loss_spikes: bool = False
     """Pass over a step whose loss is more than 6 standard deviations above the mean of the last 128."""
+    rollback_iters: int = 0
+    """At such a step go back to the newest checkpoint that is so many iterations older, or more, and leave out
+    the samples that followed it. 0: never. PaLM: about 100."""
+    rollback_skip_batches: int = 200
+    """Global batches that are then left out. PaLM: 200 to 500."""
+    max_rollbacks: int = 20
+    """Times that the whole run may go back. The next spike ends it."""
+    verify_every: int = 0
+    """Compute the gradients of each iteration that is a multiple of this twice, and end the run, naming the rank,
+    where a bit differs: machines that compute wrongly say nothing themselves. 0: never."""
     exit_interval: int = 0
     """Save and stop with status 75 after an iteration that is a multiple of this. 0: never."""
     exit_duration_in_mins: int = 0
@@ -342,7 +364,8 @@ class CheckpointConfig:
     """Keep so many of the checkpoints with the lowest validation loss. 0: no such rule."""
     load: str = ""
     """Run directory to start from; without a checkpoint in it the run ends with an error. hf:DIR begins a
-    new run with the weights of a Hugging Face GPT-2, which a restart continues from `save`."""
+    new run with the weights of a Hugging Face GPT-2, megatron:PATH with those of a Megatron-core checkpoint
+    (torch_dist directory, or file of a state_dict); a restart continues it from `save`."""
     ckpt_step: int = 0
     """Iteration to load. 0 means the latest."""
     finetune: bool = False
@@ -350,14 +373,25 @@ class CheckpointConfig:
     checkpoint."""
     no_load_optim: bool = False
     """Load weights and position in the data but a fresh optimizer."""
+    strict: bool = False
+    """Stop where the newest checkpoint of the run that is continued is damaged. Without it the newest whole one
+    is taken, and a warning says what was wrong."""
     override: bool = False
     """Continue a run although settings that change its training have been changed."""
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """Where a run is shown beside console and metrics.jsonl, and how closely. Changes nothing of it."""
+    """What is shown of a run, where, and how closely. Changes nothing of it."""
 
+    eval_prompts: tuple[str, ...] = field(default=(), metadata={"metavar": "TEXT"})
+    """Texts that every evaluation continues, with a fixed seed, to show what the model writes; finetuning:
+    questions that it answers. Without it: three medical ones."""
+    eval_prompt_tokens: int = 32
+    """Tokens that each of them is continued by, at most. 0: none is."""
+
+    log_digests: bool = False
+    """Write a digest of the whole state after every step to SAVE/digests.jsonl, to compare runs bit for bit."""
     log_throughput: bool = False
     """Add `throughput per GPU (TFLOP/s/GPU)` to the lines of a log file, where Megatron-LM has it."""
     tensorboard_dir: str = ""
@@ -427,5 +461,5 @@ def config_fields() -> dict[str, tuple[str, dataclasses.Field]]:
     return {
         f.name: (group.name, f)
         for group in dataclasses.fields(Config)
-        for f in dataclasses.fields(group.default)
+        for f in dataclasses.fields(getattr(Config, group.name))
     }

@@ -53,11 +53,15 @@ def _flatten(groups: dict, source: str) -> dict:
             raise ConfigError(
                 f"{source}: unknown table [{table}]", "each value belongs to a table", tables
             )
+        if not isinstance(entries, dict):
+            raise ConfigError(
+                f"{source}: {table} is not a table", "its values stand in one", f"[{table}]"
+            )
         for name, value in entries.items():
             group, declared = fields.get(name, ("", None))
             if not group and not_yet(name):
                 raise refused_for_now(f"{source}: {name}")
-            if group != table:
+            if declared is None or group != table:
                 place = f"{name} belongs to [{group}]" if group else nearest(name, fields)
                 raise ConfigError(
                     f"{source}: [{table}] has no {name}",
@@ -70,6 +74,9 @@ def _flatten(groups: dict, source: str) -> dict:
 
 def _checked(value, declared: dataclasses.Field, source: str):
     kind = declared.type
+    if isinstance(value, int) and abs(value) >= 2**63:
+        what, why = f"{source}: {declared.name} has more than 64 bits", "nothing here counts so far"
+        raise ConfigError(what, why, "a smaller number")
     if kind is float and type(value) is int:
         value = float(value)
     items = {tuple[str, ...]: str, tuple[int, ...]: int}.get(kind)
@@ -88,6 +95,18 @@ def _checked(value, declared: dataclasses.Field, source: str):
     return value
 
 
+def require_text(name: str, value) -> None:
+    """Raises ConfigError where text, or one of several, holds what no file name, no TOML file and no line
+    of a log can: a control character, or half of a character."""
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and not all(c.isprintable() or c in "\n\t" for c in text):
+            raise ConfigError(
+                f"{name} holds {text!a}",
+                "a control character, or bytes that are no UTF-8, can be neither saved nor shown",
+                "the same without it",
+            )
+
+
 def nearest(name: str, known) -> str:
     """Advice for a name that is not known: the closest ones, or where the list is."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
@@ -104,7 +123,7 @@ def load_toml(path: str | Path) -> dict:
             "--config names it",
             "a path that exists, e.g. examples/configs/tiny.toml",
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are such
         raise ConfigError(
             f"{path} is not TOML: {error}", "--config takes TOML files", "mend that line"
         ) from None

@@ -15,13 +15,22 @@ class YuyuanError(Exception):
     """Of the process that ends with it."""
     kind = "usage"
     """`class` in SAVE/exit.json."""
+    said = False
+    """Whether another process has printed it."""
 
     def __init__(self, what: str, why: str, remedy: str):
+        what, why, remedy = (_one_line(text) for text in (what, why, remedy))
         super().__init__(what, why, remedy)
         self.what, self.why, self.remedy = what, why, remedy
 
     def __str__(self) -> str:
         return f"{self.what}\n  why: {self.why}\n  try: {self.remedy}"
+
+
+def _one_line(text: str) -> str:
+    """A text for one line of a terminal, also where it quotes what a file or a name holds."""
+    shown = text.replace("\n", " ").replace("\t", " ")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
 
 
 class ConfigError(YuyuanError):
@@ -56,6 +65,10 @@ class SpaceError(DataError):
     kind = "space"
 
 
+class DamagedError(DataError):
+    """Files that are no longer what was written, by their sizes or checksums."""
+
+
 class UnsafeError(YuyuanError):
     """A file that would run code or leave its folder if it were opened as asked."""
 
@@ -67,6 +80,40 @@ class LostError(YuyuanError):
 
     status = 75
     kind = "rank_lost"
+
+
+class BrokenError(YuyuanError):
+    """A process ended by a bug of ours."""
+
+    status = 1
+    kind = "internal"
+
+    def __init__(self, what: str):
+        why, remedy = "its traceback stands above", "report it, with the traceback and config.toml"
+        super().__init__(what, why, remedy)
+
+
+class MachineError(YuyuanError):
+    """A machine that computes or keeps wrong bits; it must be taken out of the job by a person."""
+
+    kind = "machine"
+
+    def __init__(self, what: str, why: str, remedy: str, culprit: dict):
+        super().__init__(what, why, remedy)
+        self.culprit = culprit
+        """{"rank", "host"} in SAVE/exit.json."""
+
+
+class BusyError(YuyuanError):
+    """Another job writes where this one would."""
+
+    kind = "busy"
+
+
+class NoProgressError(YuyuanError):
+    """A run that was started again and again, and came no further."""
+
+    kind = "no_progress"
 
 
 class StoppedError(YuyuanError):

@@ -3,12 +3,14 @@
     {"class": "signal", "status": 75, "step": 812, "cause": "SIGTERM", "host": "node7", "rank": 0,
      "resume_from": "runs/pubmed/iter_0000812"}
 
-class: done, signal, interval, duration, usage, data, space or unsafe. status: 0 done, 2 a person must change
-something, 75 start the same command again. A run removes the file when it starts, so that one which
-is killed, or ends by a bug of ours, leaves none.
+class: done, signal, interval, duration, rank_lost, usage, data, space, unsafe, machine, no_progress or
+internal.
+status: 0 done, 1 a bug of ours, 2 a person must change something, 75 start the same command again. Of a rank
+that was lost, `rank`, `host`, `pid` and `signal` say which and how, and `why` the rest. A run removes the
+file when it starts. One that is refused before its ranks have met leaves none, nor does one whose every
+process was killed.
 """
 
-import json
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,27 +20,29 @@ from megatron_yuyuan.checkpoint.dcp import find_checkpoint
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.config import CheckpointConfig
 from megatron_yuyuan.data.files import AtomicFiles
-from megatron_yuyuan.errors import DataError, StoppedError, YuyuanError
+from megatron_yuyuan.errors import DataError, MachineError, StoppedError, YuyuanError
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.train.state import TrainState
 from megatron_yuyuan.train.stopping import Stop
+from megatron_yuyuan.watch.exit_file import EXIT_FILE, as_json, claim_exit, read_exit
 
-EXIT_FILE = "exit.json"
 
-
-def forget_exit(checkpoint: CheckpointConfig) -> None:
-    """Remove the report of the run before."""
-    if checkpoint.save and mesh_module.rank() == 0:
-        with suppress(OSError):  # a place that cannot be written to is an error later
-            (Path(checkpoint.save) / EXIT_FILE).unlink()
+def forget_exit(checkpoint: CheckpointConfig) -> int:
+    """Remove the report of the run before, on rank 0; the steps that it had taken, 0 where unknown."""
+    if not checkpoint.save or mesh_module.rank() != 0:
+        return 0
+    before = read_exit(checkpoint.save) or {}
+    with suppress(OSError):  # a place that cannot be written to is an error later
+        (Path(checkpoint.save) / EXIT_FILE).unlink()
+    return before.get("step") or 0
 
 
 @contextmanager
 def exit_reported(checkpoint: CheckpointConfig, state: TrainState) -> Iterator[None]:
-    """Write the report when the steps of a run are taken, or end with a YuyuanError. Rank 0 writes
-    it; an error that it does not see leaves none. Raises DataError where the report of a good end
+    """Write the report when the steps of a run are taken, or end with a YuyuanError: rank 0 does, and
+    of an error that only others see, one of them. Raises DataError where the report of a good end
     cannot be written; that of an error must not take the error's place."""
-    here = {"cause": "every iteration is taken", "host": platform.node(), "rank": 0}
+    here = {"cause": "every iteration is taken", "host": platform.node(), "rank": Ranks().rank}
     try:
         yield
     except StoppedError as error:
@@ -49,14 +53,15 @@ def exit_reported(checkpoint: CheckpointConfig, state: TrainState) -> Iterator[N
         raise
     except YuyuanError as error:
         ending = {"class": error.kind, "status": error.status}
+        here |= error.culprit if isinstance(error, MachineError) else {}
         with suppress(DataError):
-            _write(checkpoint, state, ending, here | {"cause": error.what})
+            _write(checkpoint, state, ending, here | {"cause": error.what, "why": error.why})
         raise
     _write(checkpoint, state, {"class": "done", "status": 0}, here)
 
 
 def _write(checkpoint: CheckpointConfig, state: TrainState, ending: dict, cause: dict) -> None:
-    if not checkpoint.save or not state.mesh.is_main:
+    if not checkpoint.save:
         return
     resume_from = find_checkpoint(checkpoint.save)
     report = {
@@ -65,9 +70,12 @@ def _write(checkpoint: CheckpointConfig, state: TrainState, ending: dict, cause:
         **cause,
         "resume_from": str(resume_from) if resume_from else None,
     }
+    if not state.mesh.is_main:
+        if ending["status"] == 2:  # what ends well, or is stopped, rank 0 sees too
+            claim_exit(checkpoint.save, report)
+        return
     with AtomicFiles() as files:
-        text = json.dumps(report, indent=1) + "\n"
-        files.open(Path(checkpoint.save) / EXIT_FILE).write(text.encode())
+        files.open(Path(checkpoint.save) / EXIT_FILE).write(as_json(report))
 
 
 def stopped(stop: Stop, checkpoint: CheckpointConfig, state: TrainState) -> StoppedError:

@@ -27,7 +27,13 @@ def introduce_plan(
     config: Config, mesh: Mesh, training_set: Dataset, validation_set: Dataset | None, log: Log
 ) -> None:
     """Say what is about to happen, before anything is built."""
-    model, training = config.model, config.training
+    introduce_layout(config, mesh, log)
+    introduce_data(config, training_set, validation_set, log)
+
+
+def introduce_layout(config: Config, mesh: Mesh, log: Log) -> None:
+    """Say what is trained, and where each part of it stands."""
+    model = config.model
     log.line(
         f"model: {model.num_parameters:,} parameters, vocabulary {model.vocab_size} padded to "
         f"{model.padded_vocab_size}"
@@ -46,6 +52,13 @@ def introduce_plan(
         log.line(line)
     if not config.is_layout_free:
         log.line("attention dropout: by torch's generator; another layout would drop other weights")
+
+
+def introduce_data(
+    config: Config, training_set: Dataset, validation_set: Dataset | None, log: Log
+) -> None:
+    """Say what is read, for how long, and what is saved where."""
+    training = config.training
     steps, size = train_iterations(training), f"{training.global_batch_size} samples"
     total = training.train_samples or steps * training.global_batch_size
     if training.rampup_batch_size:

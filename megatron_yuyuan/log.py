@@ -6,8 +6,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self, TextIO
@@ -66,7 +67,8 @@ class Log:
                 print(text, flush=True)
 
     def event(self, event: str, **values) -> None:
-        """Tell every sink. Raises DataError where the disk refuses."""
+        """Tell every sink, with the `time` of day. Raises DataError where the disk refuses."""
+        values = {"time": time.time(), **values}
         for sink in self._sinks:
             sink.event(event, values)
 
@@ -93,7 +95,8 @@ class MetricsFile(Sink):
     """
 
     def __init__(self, path: Path):
-        self._path, self._file = path, None
+        self._path = path
+        self._file: TextIO | None = None
         self.has_history = path.exists() and path.stat().st_size > 0
 
     def event(self, event: str, values: dict) -> None:
@@ -128,7 +131,8 @@ class MetricsFile(Sink):
 
 
 class Console(Sink):
-    """Says what is worth a line on any console: evaluations, and steps that were passed over."""
+    """Says what is worth a line on any console: evaluations, the texts that were continued at them, and
+    steps that were passed over."""
 
     def __init__(self, line: Callable[[str], None]):
         self._line = line
@@ -146,6 +150,22 @@ class Console(Sink):
                 f"warning: iteration {values['iteration']} skipped: {values['reason']}, loss "
                 f"{values['lm_loss']}, gradient norm {values['grad_norm']}, on samples {first} to {last}"
             )
+        elif event == "rollback":
+            (first, last), spike = values["left_out"], values["spike"]
+            self._line(
+                f"warning: loss {spike['lm_loss']:.6g} at iteration {spike['iteration']} is a spike: back to "
+                f"iteration {values['iteration']}, and samples {first} to {last} are left out"
+            )
+        elif event == "continuations":
+            for text in values["texts"]:
+                words = printable(f"{text['prompt']} [[{text['continuation']}]]")
+                self._line(f" continued at iteration {values['iteration']} | {words}")
+
+
+def printable(text: str) -> str:
+    """A text in one line, without what would command a terminal: a young model writes any byte."""
+    shown = (c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return " ".join("".join(shown).split())
 
 
 class MegatronLines(Console):
@@ -216,17 +236,25 @@ def duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def read_metrics(path: str | Path, event: str) -> list[dict]:
-    """The objects of one event as a reader wants them: what a restart took back is left out, a cut
-    line skipped."""
+def read_events(path: str | Path) -> Iterator[dict]:
+    """Every object of a metrics.jsonl in order, what a restart took back too; a cut line is skipped."""
+    with open(path, encoding="utf-8") as lines:
+        for line in lines:
+            with suppress(json.JSONDecodeError):
+                yield json.loads(line)
+
+
+def standing(events: Iterable[dict], name: str) -> list[dict]:
+    """Those of one name as a reader wants them: what a restart took back is left out."""
     kept: list[dict] = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for values in events:
         if values["event"] == "restart":
             kept = [old for old in kept if old["iteration"] <= values["iteration"]]
-        elif values["event"] == event:
+        elif values["event"] == name:
             kept.append(values)
     return kept
+
+
+def read_metrics(path: str | Path, event: str) -> list[dict]:
+    """The objects of one event in a metrics.jsonl, as `standing` gives them."""
+    return standing(read_events(path), event)

@@ -4,11 +4,12 @@ NOT_YET = frozenset(
     """
     --context-parallel-size --num-layers-per-virtual-pipeline-stage --pipeline-model-parallel-layout
     --decoder-first-pipeline-num-layers --decoder-last-pipeline-num-layers
-    --num-workers
     --untie-embeddings-and-output-weights --no-load-rng
     --exit-signal --log-progress
     --iterations-to-skip --deterministic-mode --partitions --keep-sequential-samples
     --no-bias-gelu-fusion --no-bias-dropout-fusion --no-persist-layer-norm
+    --fp8-recipe --fp8-margin --fp8-amax-history-len --fp8-amax-compute-algo --fp8-param-gather
+    --first-last-layers-bf16
     """.split()
 )
 """The feature is not built: refused with the words `not yet`, on the command line and in TOML."""
@@ -23,6 +24,7 @@ INSTEAD = {
     "--no-bias-gelu-fusion": "--kernels reference",
     "--no-bias-dropout-fusion": "--kernels reference",
     "--no-persist-layer-norm": "--kernels reference",
+    "--fp8-recipe": "leave it out: --fp8-format scales tensorwise",
     "--partitions": "--num-tasks and --task-index",
     "--keep-sequential-samples": "leave it out: documents always keep their order",
 }
@@ -38,17 +40,32 @@ NO_EFFECT = frozenset(
     --use-pytorch-profiler --log-timers-to-tensorboard --log-memory-to-tensorboard
     --log-validation-ppl-to-tensorboard
     --account-for-embedding-in-pipeline-split --account-for-loss-in-pipeline-split
+    --calculate-per-token-loss --accumulate-allreduce-grads-in-fp32 --exit-on-missing-checkpoint
+    --use-dist-ckpt --auto-detect-ckpt-format --use-checkpoint-args --use-legacy-models
+    --ckpt-fully-parallel-save --ckpt-fully-parallel-load --no-ckpt-fully-parallel-save
+    --apply-query-key-layer-scaling --no-query-key-layer-scaling --cross-entropy-loss-fusion
+    --no-async-tensor-model-parallel-allreduce --tp-comm-overlap --overlap-p2p-communication
+    --no-overlap-p2p-communication --no-scatter-gather-tensors-in-pipeline
+    --no-contiguous-buffers-in-local-ddp --lazy-mpu-init --no-mmap-bin-files --manual-gc-eval
+    --log-batch-size-to-tensorboard --log-learning-rate-to-tensorboard --log-world-size-to-tensorboard
+    --log-loss-scale-to-tensorboard
     """.split()
 )
 """Flags without a value that ask for what happens here anyway, or for nothing: accepted with a warning.
 Attention's softmax is float32, Adam's state is divided over the data axis but under no_shard, checkpoints are always
 verified, a step that is not finite is never taken, signals always save and stop, stages are balanced by cost, the
-order of samples needs no cache, the trace of --profile is torch's, and TensorBoard gets every figure."""
+order of samples needs no cache, the trace of --profile is torch's, and TensorBoard gets every figure. The loss is a
+mean over tokens and sums of gradients are float32, a checkpoint that is missing is an error, its format is torch's
+distributed one and brings the model's shape; the rest chooses among bodies of Megatron-LM's with one result."""
 
 NO_EFFECT_WITH_VALUE = frozenset(
-    {"--transformer-impl", "--data-cache-path", "--tensorboard-queue-size"}
+    """
+    --transformer-impl --data-cache-path --tensorboard-queue-size --DDP-impl --data-impl --dataset-impl
+    --num-workers --num-dataset-builder-threads --manual-gc-interval --empty-unused-memory-level
+    --timing-log-level --timing-log-option --cross-entropy-fusion-impl --local-rank
+    """.split()
 )
-"""The same, followed by a value."""
+"""The same, followed by a value. Samples are read from memory maps, by no process of their own."""
 
 
 def not_yet(name: str) -> bool:

@@ -16,6 +16,7 @@ from megatron_yuyuan.log import Console, duration, readers_may_leave
 
 SECONDS_BETWEEN_DRAWINGS = 0.2
 """Steps may be much faster than a person reads, or a slow terminal draws."""
+DRAWN_AT_ONCE = ("evaluation", "save", "goodput")
 
 
 def on_terminal() -> bool:
@@ -35,7 +36,7 @@ class Panel(Console):
         super().__init__(line)
         self._last, self._drawn = last, 0.0
         self._step: dict | None = None
-        self._validation = self._checkpoint = "none yet"
+        self._validation = self._checkpoint = self._goodput = "none yet"
         self._live = Live(console=Terminal(), auto_refresh=False, get_renderable=self._render)
 
     def start(self) -> None:
@@ -50,8 +51,10 @@ class Panel(Console):
             self._validation = f"{values['validation_loss']:.4f} at {values['iteration']}"
         elif event == "save":
             self._checkpoint = escape(values["path"])
+        elif event == "goodput":
+            self._goodput = f"{values['goodput']:.1%} of {duration(values['wall_seconds'])}"
         now = time.monotonic()
-        if now - self._drawn >= SECONDS_BETWEEN_DRAWINGS or event in ("evaluation", "save"):
+        if now - self._drawn >= SECONDS_BETWEEN_DRAWINGS or event in DRAWN_AT_ONCE:
             self._drawn = now
             with readers_may_leave():
                 self._live.refresh()
@@ -73,12 +76,15 @@ class Panel(Console):
             "" if eta is None else f"ETA {duration(eta)}",
         )
         figures = Table.grid(padding=(0, 2))
-        for row in [*(_of_step(step) if step else []), self._of_run()]:
+        for row in [*(_of_step(step) if step else []), *self._of_run()]:
             figures.add_row(*row)
         return Frame(Group(progress, figures), title="megatron_yuyuan")
 
-    def _of_run(self) -> tuple[str, ...]:
-        return "validation loss", self._validation, "checkpoint", self._checkpoint
+    def _of_run(self) -> list[tuple[str, ...]]:
+        return [
+            ("validation loss", self._validation, "checkpoint", self._checkpoint),
+            ("goodput", self._goodput),
+        ]
 
 
 def _of_step(step: dict) -> list[tuple[str, ...]]:

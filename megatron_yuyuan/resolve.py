@@ -5,25 +5,21 @@ Everything here happens before a process group exists, alike on every rank.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from megatron_yuyuan.checkpoint import hf_start
-from megatron_yuyuan.checkpoint.dcp import (
-    find_checkpoint,
-    load_tensors,
-    read_state,
-    require_checkpoint,
-)
+from megatron_yuyuan.checkpoint import hf_start, megatron_start
+from megatron_yuyuan.checkpoint.dcp import load_tensors, read_run, require_checkpoint
+from megatron_yuyuan.checkpoint.newest import Newest, newest_before, newest_whole
 from megatron_yuyuan.config import CheckpointConfig, Config, ModelConfig, config_fields
 from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.data import permutation
 from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer, read_tokenizer
-from megatron_yuyuan.errors import ConfigError, DataError
+from megatron_yuyuan.errors import ConfigError, DamagedError, DataError
 from megatron_yuyuan.train.schedule import whole_batches
 
 
@@ -35,17 +31,19 @@ class Origin:
     weights_only: bool
     """Begin a new run with its weights, instead of continuing it."""
     state: dict
-    """Its state.json; of a Hugging Face directory only `config` and `tokenizer`."""
+    """Its state.json; of a Hugging Face directory or Megatron's checkpoint only `config` and `tokenizer`."""
     tokenizer: Path | None
     """The directory of its tokenizer; None where it brings none."""
     load: Callable[[dict[str, Tensor]], None]
     """Fills tensors, as they lie on a rank, in place."""
+    passed_over: tuple[str, ...] = ()
+    """Why newer checkpoints of the run were not taken."""
 
 
 def _checkpoint(path: Path, weights_only: bool) -> Origin:
     """A checkpoint of ours as the place to start from."""
     load = partial(load_tensors, path)
-    return Origin(path, weights_only, read_state(path), path.parent / "tokenizer", load)
+    return Origin(path, weights_only, read_run(path), path.parent / "tokenizer", load)
 
 
 def _huggingface(checkpoint: CheckpointConfig) -> Origin:
@@ -62,23 +60,37 @@ def _huggingface(checkpoint: CheckpointConfig) -> Origin:
     return Origin(path, True, state, tokenizer, partial(hf_start.load_huggingface, path))
 
 
-def starting_point(checkpoint: CheckpointConfig) -> Origin | None:
-    """Which checkpoint to begin with; None means fresh weights. Raises ConfigError and DataError.
+def _megatron(config: Config) -> Origin:
+    """The checkpoint of --load megatron:PATH as the place to start from: the tokens are those of the
+    tokenizer that is configured, which it must be. Raises ConfigError, DataError and UnsafeError."""
+    checkpoint, given = config.checkpoint, config.model
+    path = Path(checkpoint.load.removeprefix(megatron_start.PREFIX))
+    tokens = given.vocab_size or open_tokenizer(config.data).vocab_size
+    heads, step = given.num_attention_heads, checkpoint.ckpt_step or None
+    state, load = megatron_start.open_megatron(path, step, heads, tokens)
+    return Origin(path, True, state, None, load)
+
+
+def starting_point(config: Config) -> Origin | None:
+    """Which checkpoint to begin with; None means fresh weights. Raises ConfigError, DataError and
+    UnsafeError.
 
     --load DIR continues what is there, or ends the run. With --finetune its weights begin a new
     run, which a restart continues from --save. Without --load a run continues from --save, or
     begins fresh. --ckpt-step chooses among the checkpoints of --load, or else of --save. --load
-    hf:DIR always begins a new run.
+    hf:DIR or megatron:PATH always begins a new run.
     """
-    step, own = checkpoint.ckpt_step or None, None
-    foreign = checkpoint.load.startswith(hf_start.PREFIX)
+    checkpoint = config.checkpoint
+    step, own = checkpoint.ckpt_step or None, Newest(None)
+    from_hf = checkpoint.load.startswith(hf_start.PREFIX)
+    foreign = from_hf or checkpoint.load.startswith(megatron_start.PREFIX)
     if checkpoint.save and step and not checkpoint.load:
-        own = require_checkpoint(checkpoint.save, step)
-    elif checkpoint.save:
-        own = find_checkpoint(checkpoint.save)
-    if foreign and own is None:
-        return _huggingface(checkpoint)
-    if checkpoint.finetune and own is None:
+        own = Newest(require_checkpoint(checkpoint.save, step))
+    elif checkpoint.save and (checkpoint.finetune or foreign or not checkpoint.load):
+        own = newest_whole(checkpoint.save, checkpoint.strict)
+    if foreign and own.path is None:
+        return _huggingface(checkpoint) if from_hf else _megatron(config)
+    if checkpoint.finetune and own.path is None:
         if not checkpoint.load:
             raise ConfigError(
                 "load is not given",
@@ -87,10 +99,42 @@ def starting_point(checkpoint: CheckpointConfig) -> Origin | None:
             )
         return _checkpoint(require_checkpoint(checkpoint.load, step), True)
     if checkpoint.load and not (checkpoint.finetune or foreign):
-        own = require_checkpoint(checkpoint.load, step)
-    if own is None:
+        own = _named(checkpoint)
+    if own.path is None:
         return None
-    origin = _checkpoint(own, False)
+    return _continued(own, checkpoint)
+
+
+def _named(checkpoint: CheckpointConfig) -> Newest:
+    """The checkpoint of --load, to be continued. Raises DataError."""
+    if checkpoint.ckpt_step:
+        return Newest(require_checkpoint(checkpoint.load, checkpoint.ckpt_step))
+    found = newest_whole(checkpoint.load, checkpoint.strict)
+    return found if found.path else Newest(require_checkpoint(checkpoint.load))
+
+
+def fall_back(origin: Origin, config: Config, error: DamagedError) -> Origin:
+    """The newest whole checkpoint before one whose tensors were found to be damaged, for a run that is
+    continued. Raises `error` where a person named that very checkpoint, wants to know (--strict), begins a
+    new run, or where none is left; and ConfigError where the older one was trained with other settings."""
+    checkpoint = config.checkpoint
+    if origin.weights_only or checkpoint.ckpt_step or checkpoint.strict:
+        raise error
+    try:
+        found = newest_before(origin.path)
+    except DamagedError:
+        raise error from None
+    if found.path is None:
+        raise error
+    older = _continued(found, checkpoint)
+    accept_changes(config, older)
+    return replace(older, passed_over=(*origin.passed_over, error.what, *older.passed_over))
+
+
+def _continued(found: Newest, checkpoint: CheckpointConfig) -> Origin:
+    """A checkpoint that the run goes on from. Raises DataError: it cannot."""
+    own = found.path
+    origin = replace(_checkpoint(own, False), passed_over=found.faults)
     state = origin.state
     if state["data_order"] != permutation.VERSION:
         raise DataError(
@@ -217,7 +261,7 @@ CHANGE_NOTHING = frozenset(
     init_method_std attention_impl attention_backend
     valid_data_path tokenizer_type vocab_file merge_file tokenizer_model
     micro_batch_size train_iters train_samples epochs eval_interval eval_iters log_interval
-    initial_loss_scale max_skipped_iterations exit_interval exit_duration_in_mins
+    initial_loss_scale max_skipped_iterations max_rollbacks verify_every exit_interval exit_duration_in_mins
     """.split()
 )
 """Settings that may differ when a run is continued. Any other of [data], [model], [optimizer] and

@@ -7,19 +7,27 @@ What can be wrong with flags, configuration, tokenizer and shards is found befor
 """
 
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
+from megatron_yuyuan.attempt import joined
 from megatron_yuyuan.checkpoint.retention import best_checkpoint
+from megatron_yuyuan.checkpoint.rollback import Rollback
 from megatron_yuyuan.checkpoint.saver import build_saver
 from megatron_yuyuan.config import CheckpointConfig, Config
 from megatron_yuyuan.config_toml import to_toml
+from megatron_yuyuan.continuations import continue_prompts
 from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
+from megatron_yuyuan.digests import open_digests
+from megatron_yuyuan.errors import DamagedError
 from megatron_yuyuan.exit_report import exit_reported, forget_exit, stopped
+from megatron_yuyuan.goodput import Goodput, process_begun
 from megatron_yuyuan.introduction import introduce_plan, introduce_state
 from megatron_yuyuan.kernels import Kernels
 from megatron_yuyuan.kernels.choice import choose
-from megatron_yuyuan.log import Log, MegatronLines
+from megatron_yuyuan.kernels.float8 import with_float8
+from megatron_yuyuan.log import Log, MegatronLines, read_events
 from megatron_yuyuan.model.attention_backend import describe_attention
 from megatron_yuyuan.panel import Panel, on_terminal
 from megatron_yuyuan.parallel import mesh as mesh_module
@@ -28,39 +36,54 @@ from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.resolve import (
     Origin,
     accept_changes,
+    fall_back,
     require_validation,
     resolve,
     resolve_length,
     run_tokenizer,
     starting_point,
 )
-from megatron_yuyuan.samples import borders, introduce_example, question_samples, text_samples
+from megatron_yuyuan.samples import (
+    asks_questions,
+    borders,
+    introduce_example,
+    question_samples,
+    text_samples,
+)
 from megatron_yuyuan.train.loop import train
 from megatron_yuyuan.train.profile import choose_trainer
 from megatron_yuyuan.train.schedule import train_iterations
 from megatron_yuyuan.train.state import TrainState, build_state
 from megatron_yuyuan.train.stopping import Stopping
 from megatron_yuyuan.validation import validate
+from megatron_yuyuan.watch.heartbeat import Watched
+from megatron_yuyuan.watch.witness import unwatched
 from megatron_yuyuan.writers import TensorBoard, WeightsAndBiases, require_extras
 
 
-def pretrain(config: Config) -> None:
+def pretrain(config: Config, watched: Watched | None = None) -> None:
     """Train on windows of a token stream (`torchrun pretrain_gpt.py`)."""
-    run(config, text_samples)
+    run(config, text_samples, watched)
 
 
-def finetune(config: Config) -> None:
+def finetune(config: Config, watched: Watched | None = None) -> None:
     """Train on questions and answers (`torchrun finetune_qa.py`), from the weights of --load."""
-    run(config.replace(finetune=True), question_samples)
+    run(config.replace(finetune=True), question_samples, watched)
 
 
-def run(config: Config, samples) -> None:
-    """Assemble a run and take its steps. Raises YuyuanError for what a person must change, and
-    StoppedError if it was asked to stop."""
+def run(config: Config, samples, watched: Watched | None = None) -> None:
+    """Assemble a run and take its steps. watched: by a witness, which outlives this process. Raises
+    YuyuanError for what a person must change, StoppedError if it was asked to stop, and LostError if
+    another rank was lost."""
+    if config.parallel.dry_run:
+        from megatron_yuyuan.rehearsal import rehearse  # fake tensors are imported for this alone
+
+        rehearse(config, samples)
+        return
     stopping = Stopping(config.training)
-    forget_exit(config.checkpoint)
+    reached = forget_exit(config.checkpoint)
     ranks = mesh_module.world_size()
-    origin = starting_point(config.checkpoint)
+    origin = starting_point(config)
     tokenizer = run_tokenizer(config, origin)
     config = resolve(config, tokenizer, origin, ranks)
     validate(config, ranks)
@@ -70,35 +93,45 @@ def run(config: Config, samples) -> None:
     config = resolve_length(config, len(training_set))
     overridden = accept_changes(config, origin)
 
-    mesh = mesh_module.start(config.parallel)
-    try:
+    watched = watched or unwatched(config.checkpoint.save)
+    with joined(config, stopping, watched, reached) as mesh:
         log = open_log(config, mesh)
         introduce_plan(config, mesh, training_set, validation_set, log)
         introduce_example(training_set, tokenizer, log)
         kernels, chosen = choose_alike(config.parallel.kernels, mesh)
-        attention = describe_attention(config.model, compute_dtype(config.training), mesh.device)
+        if config.training.fp8_format != "none":
+            kernels = with_float8(kernels, config.parallel.kernels, mesh.device)
+            chosen += f", float8 {config.training.fp8_format}"
+        dtype, masked = compute_dtype(config.training), config.data.divides_attention
+        attention = describe_attention(config.model, dtype, mesh.device, masked)
         log.line(f"kernels: {chosen}; attention: {attention}")
         state = build_state(config, mesh, kernels)
+        if origin is not None:
+            origin = load_into(state, origin, config, log)
         saver = build_saver(config, state, tokenizer, origin.path if origin else None, log)
         saver.require_place()
-        if origin is not None:
-            load_into(state, origin, config.checkpoint, log)
         if overridden:
             log.line(f"warning: overridden: {'; '.join(overridden)}")
         if config.checkpoint.save and mesh.is_main:  # only now: a failed start leaves nothing
             save_run_files(config, tokenizer)
-        if state.iteration or log.has_history:
-            log.event("restart", iteration=state.iteration)
+        say_start(state, mesh, log)
         introduce_state(config, state, log)
         trainer = choose_trainer(config, state, borders(config, tokenizer))
+        questions = asks_questions(training_set)
+        continuations = continue_prompts(config, state, tokenizer, questions, log)
         with exit_reported(config.checkpoint, state), log:
-            with saver, closing(trainer):
-                stop = train(trainer, training_set, validation_set, saver, stopping, log)
+            with saver, closing(trainer), open_digests(config, state) as digest:
+                beat = watched.heartbeat.beat
+                digest()
+                stop = train(
+                    *(trainer, training_set, validation_set, saver, stopping, log),
+                    *(continuations, beat, digest),
+                    Rollback(config, state, saver, log),
+                )
             if stop is not None:
+                log.event("stop", iteration=state.iteration, **asdict(stop))
                 raise stopped(stop, config.checkpoint, state)
             say_best(config.checkpoint, state.iteration, log)
-    finally:
-        mesh_module.stop()
 
 
 def choose_alike(name: str, mesh: Mesh) -> tuple[Kernels, str]:
@@ -109,18 +142,41 @@ def choose_alike(name: str, mesh: Mesh) -> tuple[Kernels, str]:
     return kernels, chosen
 
 
-def load_into(state: TrainState, origin: Origin, checkpoint: CheckpointConfig, log: Log) -> None:
-    """Fill a state from a checkpoint of any layout. Raises DataError."""
-    with_moments = not checkpoint.no_load_optim
+def say_start(state: TrainState, mesh: Mesh, log: Log) -> None:
+    """Note that steps will be taken, since when this process was under way, and, if any step may have
+    been taken before, from where they go on."""
+    ranks, layout = mesh_module.world_size(), mesh.describe()
+    log.event("start", iteration=state.iteration, begun=process_begun(), ranks=ranks, layout=layout)
+    if state.iteration or log.has_history:
+        log.event("restart", iteration=state.iteration)
+
+
+def load_into(state: TrainState, origin: Origin, config: Config, log: Log) -> Origin:
+    """Fill a state from a checkpoint of any layout, or, where that is damaged and the run continues it, from
+    the newest whole one before it; returns which. Raises DataError."""
+    with_moments = not config.checkpoint.no_load_optim
     if origin.weights_only:
         state.begin_with(origin.load)
     else:
-        state.fill(origin.load, with_moments)
+        origin = fill_or_fall_back(state, origin, config)
         saved = origin.state
         steps = saved["optimizer_steps"] if with_moments else 0
         state.continue_after(saved["iteration"], saved["consumed_samples"], steps)
         state.recall(saved)
+    for fault in origin.passed_over:
+        log.line(f"warning: {fault}")
     log.line(f"{'weights of' if origin.weights_only else 'continuing'} {origin.path}")
+    return origin
+
+
+def fill_or_fall_back(state: TrainState, origin: Origin, config: Config) -> Origin:
+    """Fill a state from the checkpoint that it continues. Files are compared before any tensor is filled."""
+    while True:
+        try:
+            state.fill(origin.load, not config.checkpoint.no_load_optim)
+            return origin
+        except DamagedError as error:
+            origin = fall_back(origin, config, error)
 
 
 def say_best(checkpoint: CheckpointConfig, iteration: int, log: Log) -> None:
@@ -156,4 +212,6 @@ def open_log(config: Config, mesh: Mesh) -> Log:
         log.add(Panel(log.line, last))
     else:
         log.add(MegatronLines(log.line, interval, last, logging.log_throughput))
+    metrics = Path(config.checkpoint.save) / "metrics.jsonl"
+    log.add(Goodput(log, read_events(metrics) if log.has_history else ()))
     return log

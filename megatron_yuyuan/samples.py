@@ -138,9 +138,14 @@ def introduce_shards(
         )
 
 
+def asks_questions(training_set: Dataset) -> bool:
+    """Whether its samples are questions and answers."""
+    return any(isinstance(part, QADataset) for part, _ in shares(training_set))
+
+
 def introduce_example(training_set: Dataset, tokenizer: Tokenizer, log: Log) -> None:
     """Show what a finetuning learns: its first sample, decoded."""
-    if any(isinstance(part, QADataset) for part, _ in shares(training_set)):
+    if asks_questions(training_set):
         shown = show_sample(*training_set[0], tokenizer)
         log.line(f"example, what stands in [[ ]] is not learned: {shown}")
 

@@ -5,8 +5,10 @@ import dataclasses
 
 from megatron_yuyuan.config import Config, OptimizerConfig, TrainingConfig, config_fields
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
+from megatron_yuyuan.validation_float8 import float8_problems
 from megatron_yuyuan.validation_layout import Problems, divisors, layout_problems, one_of
 from megatron_yuyuan.validation_lora import lora_problems
+from megatron_yuyuan.validation_rollback import rollback_problems
 
 
 def validate(config: Config, world_size: int) -> None:
@@ -19,13 +21,18 @@ def validate(config: Config, world_size: int) -> None:
         problems = [*_model(config), *_attention(config), *layout_problems(config, world_size)]
         problems += [*_length(config), *_learning_rate(config), *_optimizer(config)]
         problems += [*_precision(config), *_retention(config), *_logging(config, world_size)]
-        problems += [*lora_problems(config.model), *_without_effect(config)]
+        problems += [*lora_problems(config.model), *rollback_problems(config)]
+        problems += [*_without_effect(config)]
     if problems:
         raise ConfigErrors(problems)
 
 
+LARGEST = {"distributed_timeout_minutes": 10**6}
+"""Setting -> the first number that is too large; of others 2**63."""
+
+
 def _missing(config: Config) -> Problems:
-    """Values below zero, and zeros where a number is needed."""
+    """Values below zero or beyond all bounds, and zeros where a number is needed."""
     needed = {
         *("num_layers", "hidden_size", "num_attention_heads", "make_vocab_size_divisible_by"),
         *("tensor_model_parallel_size", "pipeline_model_parallel_size"),
@@ -39,6 +46,9 @@ def _missing(config: Config) -> Problems:
             if field.type in (int, float) and not value >= 0:
                 why = "sizes, rates and intervals are never negative"
                 yield ConfigError(f"{name}={value}", why, "0 or more")
+            elif field.type in (int, float) and value >= LARGEST.get(name, 2**63):
+                why = "nothing can hold, count or wait for so much"
+                yield ConfigError(f"{name} is beyond all bounds", why, "a smaller number")
             elif name in needed and value == 0:
                 flag = f"--{name.replace('_', '-')} N, or --config FILE.toml"
                 yield ConfigError(f"{name} is not given", "nothing can be built without it", flag)
@@ -46,11 +56,15 @@ def _missing(config: Config) -> Problems:
 
 DYNAMIC_SCALE = ("initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
 NEEDED_BY = {
-    "save": ("async_save", "save_retain_interval", "keep_last", "keep_best"),
-    "save_interval": ("save_retain_interval",),
+    "save": ("async_save", "save_retain_interval", "keep_last", "keep_best", "log_digests",
+             "rollback_iters"),
+    "save_interval": ("save_retain_interval", "rollback_iters"),
+    "rollback_iters": ("rollback_skip_batches", "max_rollbacks"),
     "lora_rank": ("lora_alpha", "lora_target_modules"),
     "profile": ("profile_step_start", "profile_step_end", "profile_ranks"),
+    "eval_prompt_tokens": ("eval_prompts",),
     "fp16": ("loss_scale", *DYNAMIC_SCALE),
+    "dry_run": ("dry_run_ranks", "gpu_memory_gib"),
 }
 """Setting -> what does nothing without it."""
 
@@ -65,6 +79,9 @@ def _without_effect(config: Config) -> Problems:
             flag = f"--{needed.replace('_', '-')}"
             what = f"{' and '.join(given)} without {needed}"
             yield ConfigError(what, "nothing would come of it", f"{flag}, or leave it out")
+    if values["strict"] and not (values["save"] or values["load"]):
+        what, why = "strict without save or load", "there is no run to be continued"
+        yield ConfigError(what, why, "--save DIR, or leave it out")
 
 
 def _model(config: Config) -> Problems:
@@ -238,6 +255,9 @@ def _logging(config: Config, world_size: int) -> Problems:
     if (log.wandb_exp_name or log.wandb_save_dir) and not log.wandb_project:
         what = "wandb_exp_name or wandb_save_dir without wandb_project"
         yield ConfigError(what, "nothing is reported without a project", "--wandb-project NAME")
+    if not all(map(str.strip, log.eval_prompts)):
+        what = "eval_prompts has an empty text"
+        yield ConfigError(what, "a text continues at least one token", "texts, or leave it out")
     if log.profile and not save:
         why = "the traces are written to SAVE/profile"
         yield ConfigError("profile, but there is no --save", why, "--save DIR")
@@ -260,6 +280,8 @@ def _precision(config: Config) -> Problems:
     t = config.training
     if t.fp16 and t.bf16:
         yield ConfigError("fp16 and bf16", "a run computes in one dtype", "one of the two")
+    if t.fp8_format != "none":
+        yield from float8_problems(config)
     given = [name for name in DYNAMIC_SCALE if getattr(t, name) != getattr(TrainingConfig(), name)]
     if given and t.loss_scale:
         what = f"{' and '.join(given)} with loss_scale={t.loss_scale}"

@@ -1,6 +1,6 @@
 """Which LoRA can work. `validation.py` asks."""
 
-from megatron_yuyuan.config import ModelConfig, config_fields
+from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.config_toml import nearest
 from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.validation_layout import Problems
@@ -19,7 +19,7 @@ def lora_problems(model: ModelConfig) -> Problems:
     if not model.lora_alpha:
         why = "the product would be multiplied by 0, and nothing learned"
         yield ConfigError("lora_alpha=0.0", why, f"--lora-alpha {2 * model.lora_rank}")
-    known, given = config_fields()["lora_target_modules"][1].default, model.lora_target_modules
+    known, given = ModelConfig.lora_target_modules, model.lora_target_modules
     for name in given:
         if name not in known:
             what = f"lora_target_modules has {name}"

@@ -44,7 +44,8 @@ class TensorBoard(Sink):
     """
 
     def __init__(self, directory: str):
-        self._directory, self._writer = directory, None
+        self._directory = directory
+        self._writer: SummaryWriter | None = None
 
     def event(self, event: str, values: dict) -> None:
         """Raises ConfigError where the directory cannot be written."""
@@ -83,7 +84,8 @@ class WeightsAndBiases(Sink):
     """
 
     def __init__(self, config: Config):
-        self._config, self._run = config, None
+        self._config = config
+        self._run: wandb.Run | None = None
 
     def start(self) -> None:
         """Raises ConfigError where wandb refuses: no account, no network."""

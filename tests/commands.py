@@ -42,14 +42,14 @@ def forked(arguments: list[str], cwd: Path | None = None) -> subprocess.Complete
     context.set_forkserver_preload(["pytest", "megatron_yuyuan.run"])
     with tempfile.TemporaryDirectory() as directory:
         outputs = [f"{directory}/{name}" for name in ("stdout", "stderr")]
-        process = context.Process(target=_serve, args=(arguments, cwd or Path.cwd(), outputs))
+        process = context.Process(target=serve, args=(arguments, cwd or Path.cwd(), outputs))
         process.start()
         process.join()
         stdout, stderr = (Path(output).read_text(encoding="utf-8") for output in outputs)
     return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
 
 
-def _serve(arguments: list[str], cwd: Path, outputs: list[str]) -> None:
+def serve(arguments: list[str], cwd: Path, outputs: list[str]) -> None:
     import torch
 
     for descriptor, output in enumerate(outputs, start=1):

@@ -13,6 +13,25 @@ def pytest_addoption(parser):
         metavar="DIR",
         help="folder with gpt2_vocab, medquad and pubmed_xml, for the tests on real data",
     )
+    parser.addoption(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where the tiny models live; on cuda several ranks use as many GPUs, or share what there is",
+    )
+
+
+def pytest_configure(config):
+    os.environ["YUYUAN_TEST_DEVICE"] = config.getoption("--device")  # the ranks of the pool read it
+
+
+def pytest_report_header(config) -> str:
+    if config.getoption("--device") == "cpu":
+        return "tiny models on the CPU, ranks over gloo"
+    import torch
+
+    found = torch.cuda.device_count()
+    return f"tiny models on CUDA, ranks over nccl up to {found}, more share the GPUs over gloo"
 
 
 @pytest.fixture(scope="session")

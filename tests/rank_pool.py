@@ -9,6 +9,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import re
 import sys
 import tempfile
 import time
@@ -22,6 +23,10 @@ LOST_CONNECTION = ("Connection closed by peer", "Connection reset")
 """What a rank says when another one has gone: a consequence, not the cause."""
 CAUSE_LIMIT = 2.0
 """Seconds to wait, after a rank has lost a connection, for the failure that broke it."""
+NOT_BY_GLOO = re.compile(
+    r"ProcessGroupGloo::\S+.*|.*gloo.*(?:does not support|CPU).*", re.IGNORECASE
+)
+"""What a rank says that shares a GPU with others, of a collective that gloo has for the CPU alone."""
 
 
 class RankPool:
@@ -36,7 +41,8 @@ class RankPool:
         result.
 
         The function must stand at the top level of its file. An exception on any rank is raised
-        here, with that rank's traceback.
+        here, with that rank's traceback. With more ranks than GPUs (`--device cuda`) they share them, over
+        gloo; the test is skipped where gloo has not the collective for CUDA.
         """
         place = (function.__code__.co_filename, function.__name__)
         with tempfile.TemporaryDirectory() as directory:
@@ -50,10 +56,27 @@ class RankPool:
                 pipes.append(ours)
             try:
                 return _collect(pipes)
+            except RuntimeError as error:
+                skip_without_gloo(str(error), ranks)
+                raise
             finally:
                 for process in processes:
                     process.kill()
                     process.join()
+
+
+def skip_without_gloo(failure: str, ranks: int) -> None:
+    """Skip the test if ranks that share a GPU failed for want of one of gloo's collectives."""
+    import pytest
+    import torch
+
+    missing = NOT_BY_GLOO.search(failure)
+    if missing and _on_cuda() and ranks > torch.cuda.device_count():
+        pytest.skip(f"{ranks} ranks share a GPU, and gloo says: {missing.group().strip()}")
+
+
+def _on_cuda() -> bool:
+    return os.environ.get("YUYUAN_TEST_DEVICE") == "cuda"
 
 
 def _collect(pipes: list):
@@ -94,19 +117,24 @@ def _work(
 ) -> None:
     import torch
     import torch.distributed as dist
+    from torch.utils._pytree import tree_map_only
 
     torch.set_num_threads(1)
     file, name = place
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
+    gpus, backend = torch.cuda.device_count() if _on_cuda() else 0, "gloo"
+    if gpus:
+        backend = f"cpu:gloo,cuda:{'nccl' if ranks <= gpus else 'gloo'}"
+    place_of_rank = str(rank % gpus if gpus else rank)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=place_of_rank)
     sys.path.insert(0, str(Path(__file__).parent))
     try:
         specification = importlib.util.spec_from_file_location(Path(file).stem, file)
         module = importlib.util.module_from_spec(specification)
         specification.loader.exec_module(module)
         dist.init_process_group(
-            "gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks
+            backend, store=dist.FileStore(store, ranks), rank=rank, world_size=ranks
         )
-        value = getattr(module, name)(*arguments)
+        value = tree_map_only(torch.Tensor, torch.Tensor.cpu, getattr(module, name)(*arguments))
         dist.barrier()  # nobody leaves while another still needs its connections
         pipe.send_bytes(pickle.dumps((False, value)))
     except BaseException:  # whatever it was, the test must see it

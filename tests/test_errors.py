@@ -196,13 +196,13 @@ def test_weights_only_cannot_be_continued(prepared, trained, tmp_path):
 
 
 def test_data_in_another_order_is_not_continued(prepared, trained, tmp_path):
-    from megatron_yuyuan.checkpoint.dcp import _digests
+    from megatron_yuyuan.checkpoint.manifest import digests
 
     shutil.copytree(trained, tmp_path / "old")
     path = tmp_path / "old" / "iter_0000001"
     state = json.loads((path / "state.json").read_text()) | {"data_order": 0}
     (path / "state.json").write_text(json.dumps(state))
-    (path / "manifest.json").write_text(json.dumps(_digests(path)))
+    (path / "manifest.json").write_text(json.dumps(digests(path)))
     load = ("--load", tmp_path / "old", "--train-iters", 2)
     refused(train_flags(prepared, tmp_path / "run", *load), "read its data in order 0")
 

@@ -68,16 +68,25 @@ def test_a_report_that_cannot_be_written_takes_no_errors_place(tmp_path, error):
         pass
 
 
-def test_only_rank_0_reports_and_a_bug_is_no_report(tmp_path):
-    assert report_of(tmp_path, is_main=False) is None
+def test_other_ranks_report_only_an_error_that_rank_0_does_not_see(tmp_path):
+    stop = StoppedError("a", "b", "c", SIGNAL)
+    assert [report_of(tmp_path, error, is_main=False) for error in (None, stop)] == [None, None]
+    assert report_of(tmp_path, DataError("only here", "b", "c"), is_main=False)["class"] == "data"
+    second = report_of(tmp_path, DataError("here too", "b", "c"), is_main=False)
+    assert second["cause"] == "only here"
+    assert report_of(tmp_path, DataError("everywhere", "b", "c"))["cause"] == "everywhere"
+
+
+def test_a_bug_is_reported_by_the_witness_alone(tmp_path):
     assert report_of(tmp_path, ZeroDivisionError()) is None
 
 
 def test_a_run_that_starts_forgets_how_the_one_before_ended(tmp_path):
     assert report_of(tmp_path) is not None
-    forget_exit(CheckpointConfig(save=str(tmp_path)))
+    assert forget_exit(CheckpointConfig(save=str(tmp_path))) == 812
     assert not (tmp_path / EXIT_FILE).exists()
-    forget_exit(CheckpointConfig(save=str(tmp_path / "nowhere")))
+    for place in (tmp_path, tmp_path / "nowhere"):
+        assert forget_exit(CheckpointConfig(save=str(place))) == 0
     assert not (tmp_path / "nowhere").exists()
 
 

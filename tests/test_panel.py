@@ -20,6 +20,7 @@ with log:
     log.event("step", **FIGURES | {"mfu": 0.4567})
     log.event("evaluation", iteration=7, validation_loss=2.5, validation_perplexity=12.18)
     log.event("save", iteration=7, path="runs/[red]/iter_0000007")
+    log.event("goodput", iteration=7, goodput=0.8125, wall_seconds=7200.0)
     print("a line of somebody else")
     ENDING
 print("after the last step")
@@ -66,7 +67,7 @@ def test_the_panel_shows_the_last_step_and_the_lines_scroll_above_it():
     last = shown[shown.index("╭") : shown.index("after the last step")]
     for words in (
         *("iteration 7 of 10", "ETA 1:02:03", "0.3000", "12 ", "45.6 TFLOP/s a device, MFU 45.7%"),
-        *("1.000e-04", "1.50 GiB", "2.5000 at 7", "runs/[red]/iter_0000007"),
+        *("1.000e-04", "1.50 GiB", "2.5000 at 7", "runs/[red]/iter_0000007", "81.2% of 2:00:00"),
     ):
         assert words in last
     assert " validation loss at iteration 7 | lm loss value: 2.5" in written

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import rank_pool
+import torch
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,26 @@ def test_silent_ranks_are_named(monkeypatch):
     pipes[0][1].send_bytes(pickle.dumps((False, 7)))
     with pytest.raises(RuntimeError, match=r"no answer from ranks \[1\]"):
         rank_pool._collect([ours for ours, _ in pipes])
+
+
+UNSUPPORTED = (
+    "rank 1: Traceback ...\nRuntimeError: ProcessGroupGloo::send: unsupported device type cuda"
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "skips"), [("cuda", 1, True), ("cuda", 2, False), ("cpu", 0, False)]
+)
+def test_a_collective_that_gloo_has_not_for_cuda_skips_ranks_that_share_a_gpu(
+    monkeypatch, device, gpus, skips
+):
+    monkeypatch.setenv("YUYUAN_TEST_DEVICE", device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    rank_pool.skip_without_gloo("rank 0: ValueError: another cause", 2)
+    if not skips:
+        rank_pool.skip_without_gloo(UNSUPPORTED, 2)
+        return
+    with pytest.raises(
+        pytest.skip.Exception, match=r"2 ranks share a GPU, and gloo says: .*::send"
+    ):
+        rank_pool.skip_without_gloo(UNSUPPORTED, 2)

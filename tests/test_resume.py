@@ -14,9 +14,10 @@ from commands import run, train_flags
 from megatron_yuyuan.checkpoint.dcp import TRACKER, find_checkpoint
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.config_toml import from_dict, load_toml
-from megatron_yuyuan.log import read_metrics
+from megatron_yuyuan.goodput import TimeSplit
+from megatron_yuyuan.log import read_events, read_metrics
 
-OF_THE_MACHINE = ("seconds", "tokens_per_second", "tflops_per_device", "mfu", "memory_bytes",
+OF_THE_MACHINE = ("time", "seconds", "tokens_per_second", "tflops_per_device", "mfu", "memory_bytes",
                   "eta_seconds")  # fmt: skip
 LAYOUT = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2)
 
@@ -24,10 +25,20 @@ LAYOUT = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2
 def step_lines(save) -> dict[int, str]:
     """Iteration -> the figures of its line as text, but for those of clock and memory."""
     steps = read_metrics(save / "metrics.jsonl", "step")
-    return {
-        s["iteration"]: json.dumps({k: v for k, v in s.items() if k not in OF_THE_MACHINE})
-        for s in steps
-    }
+    return {step["iteration"]: json.dumps(of_the_run(step)) for step in steps}
+
+
+def of_the_run(event: dict) -> dict:
+    """An event without what the machine and the hour have in it."""
+    return {k: v for k, v in event.items() if k not in OF_THE_MACHINE}
+
+
+def evaluations(save) -> list[dict]:
+    return [of_the_run(e) for e in read_metrics(save / "metrics.jsonl", "evaluation")]
+
+
+def continuations(save) -> list[dict]:
+    return [of_the_run(e) for e in read_metrics(save / "metrics.jsonl", "continuations")]
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +93,9 @@ def test_a_run_killed_between_checkpoints_resumes_bit_for_bit(
     [restart] = [e for line in (save / "metrics.jsonl").read_text().splitlines()
                  if (e := json.loads(line))["event"] == "restart"]  # fmt: skip
     assert restart["iteration"] in (4, 8)
-    validations = [read_metrics(s / "metrics.jsonl", "evaluation") for s in (save, uninterrupted)]
-    assert validations[0] == validations[1]
+    assert evaluations(save) == evaluations(uninterrupted)
+    assert continuations(save) == continuations(uninterrupted)
+    assert len(continuations(save)) == 2
 
 
 def exit_report(save) -> dict:
@@ -107,6 +119,13 @@ def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(prepared, uninte
     run(*command, ranks=4)
     assert step_lines(save) == step_lines(uninterrupted)
     assert (exit_report(save)["class"], exit_report(save)["status"]) == ("done", 0)
+    *events, last = read_events(save / "metrics.jsonl")
+    names = [event["event"] for event in events]
+    assert (names.count("start"), names.count("stop"), names.count("restart")) == (2, 1, 1)
+    split = TimeSplit(events)  # from the file it is what the run said at its end, over both starts
+    assert last["event"] == "goodput" and split.total <= last["wall_seconds"] < split.total + 60
+    assert last["seconds_by_cause"]["steps"] == pytest.approx(split.seconds["steps"])
+    assert split.seconds["idle"] > 0 and 0 < split.goodput < 1
 
 
 @pytest.mark.slow
@@ -128,9 +147,8 @@ def test_a_run_in_portions_is_the_run_in_one(prepared, tmp_path):
     assert set(sizes) == {2, 4, 6, 8}
     assert 72 < sum(sizes) <= 80
     assert step_lines(portions) == step_lines(whole)
-    evaluations = [read_metrics(s / "metrics.jsonl", "evaluation") for s in (whole, portions)]
-    assert len(evaluations[0]) > 2
-    assert evaluations[0] == evaluations[1]
+    assert len(evaluations(whole)) > 2
+    assert evaluations(portions) == evaluations(whole)
     last = json.loads((find_checkpoint(portions) / "state.json").read_text())
     assert len(last["recent_losses"]) == len(sizes)
 

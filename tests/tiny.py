@@ -1,6 +1,7 @@
 """A model so small that eight ranks train it in a second, and samples for it."""
 
 import itertools
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ TINY = Config().replace(
     lr_warmup_iters=2,
     seed=7,
     init_method_std=0.2,
-    device="cpu",
+    device=os.environ.get("YUYUAN_TEST_DEVICE", "cpu"),
 )
 
 

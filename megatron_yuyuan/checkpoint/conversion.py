@@ -7,21 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from megatron_yuyuan.checkpoint.dcp import save_checkpoint
 from megatron_yuyuan.checkpoint.model import StoredModel, fill
+from megatron_yuyuan.checkpoint.space import NO_SPACE
 from megatron_yuyuan.config_toml import from_dict, to_toml
-from megatron_yuyuan.errors import ConfigError, DataError
+from megatron_yuyuan.errors import ConfigError, DataError, SpaceError
+from megatron_yuyuan.faults import fault_point
 
 
 @contextmanager
 def new_directory(target: str | Path) -> Iterator[Path]:
     """A temporary directory beside `target` that takes its name when the `with` block ends well,
-    else goes.
+    else goes. A process that is killed leaves it, as `.NAME.PID.tmp`.
 
     Raises ConfigError where the target exists and is not an empty directory, DataError where the
-    disk refuses.
+    disk refuses, and of these SpaceError where it is full. What is read within must say itself that
+    it cannot be (`reading`): an OSError is taken for one of writing.
     """
     target = Path(target).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -34,20 +35,43 @@ def new_directory(target: str | Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
+        fault_point("convert.made")
         yield partial
-        for path in (*partial.rglob("*"), partial):
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+        fault_point("convert.written")
+        _to_disk(*partial.rglob("*"), partial)
         os.rename(partial, target)
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"cannot write {target}: {error}",
+        fault_point("convert.renamed")
+        _to_disk(target.parent)
+    except OSError as error:
+        kind = SpaceError if error.errno in NO_SPACE else DataError
+        raise kind(
+            f"cannot write {target}: {error.strerror or error}",
             "the output would be incomplete",
             "a --save in a folder with room that may be written to",
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def scratch_beside(partial: Path) -> Iterator[Path]:
+    """A folder for what a conversion needs on the way: on the file system of its target, which has room,
+    as the system's folder for temporary files need not."""
+    scratch = partial.with_suffix(".scratch.tmp")
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _to_disk(*paths: Path) -> None:
+    """Flush files and directories."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        fault_point("convert.file_synced")
 
 
 def write_run(source: StoredModel, partial: Path) -> None:

@@ -11,7 +11,6 @@ A checkpoint is written as iter_0000500.tmp and renamed when whole. Tensors carr
 shape, so any layout loads what any layout saved. docs/checkpoint_format.md has the details.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -26,8 +25,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_yuyuan.checkpoint.leftovers import remove_leftovers
+from megatron_yuyuan.checkpoint.manifest import MANIFEST, STATE, digest, verify
 from megatron_yuyuan.checkpoint.metadata import SafeReader
 from megatron_yuyuan.checkpoint.ranks import Ranks
+from megatron_yuyuan.checkpoint.reading import DAMAGED_PICKLE, reading
 from megatron_yuyuan.checkpoint.space import NO_SPACE, checkpoint_bytes, no_space, require_space
 from megatron_yuyuan.checkpoint.writer import DigestingWriter
 from megatron_yuyuan.config import Config
@@ -36,9 +37,21 @@ from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
 from megatron_yuyuan.data.tokenizer import Tokenizer
 from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.faults import fault_point
 
 FORMAT_VERSION = 1
 TRACKER = "latest_checkpointed_iteration.txt"
+DESCRIBED = {
+    "iteration": int,
+    "consumed_samples": int,
+    "optimizer": bool,
+    "optimizer_steps": int | None,
+    "tokenizer": dict,
+    "template": dict,
+    "data_order": int,
+    "config": dict,
+}
+"""Entries of state.json that every run has -> what they are."""
 
 
 def checkpoint_path(directory: str | Path, iteration: int) -> Path:
@@ -91,10 +104,12 @@ def read_state(path: Path) -> dict:
     """state.json of a checkpoint. Raises DataError: unreadable, or written by another version of
     the format."""
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if not isinstance(state, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path}/state.json cannot be read: {error}",
+            f"{path}/{STATE} cannot be read: {error}",
             "the checkpoint is damaged",
             "an earlier checkpoint, by --ckpt-step",
         ) from None
@@ -103,6 +118,23 @@ def read_state(path: Path) -> dict:
             f"{path} has format_version {state.get('format_version')}, this code reads {FORMAT_VERSION}",
             "names or layout of its tensors may differ",
             "the version of megatron_yuyuan that wrote it",
+        )
+    return state
+
+
+def read_run(path: Path) -> dict:
+    """`read_state` of a checkpoint that `describe_run` describes. Raises DataError: an entry missing, or
+    not of its kind."""
+    state = read_state(path)
+    wrong = [name for name, kind in DESCRIBED.items() if not isinstance(state.get(name), kind)]
+    for name, inner in (("config", "model"), ("tokenizer", "fingerprint")):
+        if name not in wrong and inner not in state[name]:
+            wrong.append(f"{name}.{inner}")
+    if wrong:
+        raise DataError(
+            f"{path}/{STATE} does not say {', '.join(wrong)}, or not as it should",
+            "a run is continued, and its model opened, by these",
+            "a checkpoint that this package wrote",
         )
     return state
 
@@ -172,16 +204,21 @@ def _begin(partial: Path, needed: int) -> None:
     remove_leftovers(partial.parent)
     require_space(partial.parent, needed)
     partial.mkdir(parents=True)
+    fault_point("save.made")
 
 
 def _finish(partial: Path, final: Path, state: dict, digests: dict[str, dict]) -> None:
     """Add to the tensors what makes a checkpoint of them, and publish it."""
-    _write_json(partial / "state.json", state)
-    digests = digests | {"state.json": _digest(partial / "state.json")}
-    _write_json(partial / "manifest.json", digests)
+    _write_json(partial / STATE, state)
+    fault_point("save.state_written")
+    digests = digests | {STATE: digest(partial / STATE)}
+    _write_json(partial / MANIFEST, digests)
+    fault_point("save.manifest_written")
     _publish(partial, final)
+    fault_point("save.published")
     with AtomicFiles() as files:
         files.open(final.parent / TRACKER).write(str(state["iteration"]).encode())
+    fault_point("save.tracked")
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -210,8 +247,9 @@ def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     The files are checked against the manifest first, shared among the ranks. Raises DataError
     (damaged, a name or shape that does not fit) and UnsafeError (metadata that would run code).
     """
-    _verify(path)
-    reader = SafeReader(path)
+    verify(path)
+    with reading(path / ".metadata", *DAMAGED_PICKLE):
+        reader = SafeReader(path)
     try:
         with _quiet():
             dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
@@ -235,60 +273,21 @@ def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         ) from None
 
 
-def _digests(path: Path) -> dict[str, dict]:
-    """{file name: {"bytes", "sha256"}} of a directory, as rank 0 lists it; the ranks share the
-    reading."""
-    ranks, mine = Ranks(), {}
-    names = ranks.on_first(
-        lambda: sorted(p.name for p in path.iterdir() if p.name != "manifest.json")
-    )
-    for name in names[ranks.rank :: ranks.size]:
-        mine[name] = _digest(path / name)
-    return {name: entry for part in ranks.gathered(mine) for name, entry in sorted(part.items())}
-
-
-def _digest(path: Path) -> dict:
-    """{"bytes", "sha256"} of a file."""
-    with path.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        return {"bytes": stream.tell(), "sha256": sha256}
-
-
-def _verify(path: Path) -> None:
-    """Compare a checkpoint's files with its manifest. Raises DataError on every rank, naming each
-    file at fault."""
-    try:
-        expected = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        found = _digests(path)
-        faults = [f"{n} is missing" for n in expected.keys() - found.keys()]
-        faults += [
-            f"{n} has {found[n]['bytes']} bytes and sha256 {found[n]['sha256'][:12]}, expected "
-            f"{e['bytes']} and {e['sha256'][:12]}"
-            for n, e in expected.items()
-            if n in found and found[n] != e
-        ]
-    except (OSError, ValueError) as error:
-        faults = [f"manifest.json: {error}"]
-    if faults:
-        raise DataError(
-            f"{path} is damaged: {'; '.join(sorted(faults))}",
-            "its weights cannot be trusted",
-            "an earlier checkpoint, by --ckpt-step",
-        )
-
-
 def _publish(partial: Path, final: Path) -> None:
     """Put a whole directory under its name: every file and the directory itself on the disk
     first, and the new name on the disk when it returns."""
     for entry in (*partial.iterdir(), partial):
         _sync(entry)
+        fault_point("save.file_synced")
     if final.exists():  # the same iteration saved again after a restart: the old one makes way
         aside = final.with_name(final.name + ".old")
         os.rename(final, aside)
+        fault_point("save.moved_aside")
         os.rename(partial, final)
         shutil.rmtree(aside)
     else:
         os.rename(partial, final)
+    fault_point("save.renamed")
     _sync(final.parent)
 
 

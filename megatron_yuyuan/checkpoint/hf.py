@@ -27,14 +27,11 @@ from megatron_yuyuan.checkpoint.hf_format import (
     to_huggingface,
 )
 from megatron_yuyuan.checkpoint.hf_shards import SHARD_BYTES, write_shards
+from megatron_yuyuan.checkpoint.manifest import CHECKSUMS, digests
 from megatron_yuyuan.checkpoint.model import EXPORT_NOTES, LoadedModel, StoredModel, open_model
 from megatron_yuyuan.checkpoint.model_card import model_card
-from megatron_yuyuan.checkpoint.probe import (
-    our_logits,
-    probe_tokens,
-    require_same,
-    transformers_logits,
-)
+from megatron_yuyuan.checkpoint.probe import Probe, our_logits, require_same, transformers_logits
+from megatron_yuyuan.checkpoint.reading import reading
 from megatron_yuyuan.checkpoint.stored import StoredWeights
 from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.errors import DataError
@@ -42,6 +39,8 @@ from megatron_yuyuan.errors import DataError
 __all__ = ["DTYPES", "export_directory", "from_huggingface", "import_directory", "to_huggingface"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CARD = "README.md"
+"""A person's to change: it has no checksum."""
 PROBE_TEXT = "Question:What is gout? answer: A 37 °C naïve β-cell,\n\n  said 'they'll'."
 
 
@@ -56,7 +55,8 @@ def export_directory(
 
     dtype: float32 (exact), bfloat16 or float16 (rounded). The directory appears whole, checked, or
     not at all. Raises ConfigError: it exists and is not empty, or transformers has no equal of the
-    tokenizer; DataError: no room, or what was written does not compute the same.
+    tokenizer; DataError: no room, a source that cannot be read, or what was written does not compute
+    the same.
     """
     tokenizer_files = source.tokenizer.huggingface_files()
     with new_directory(directory) as partial:
@@ -65,9 +65,11 @@ def export_directory(
         for name, values in _documents(source, dtype).items():
             (partial / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         card = model_card(source, Path(directory).absolute().name, dtype)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        (partial / CARD).write_text(card, encoding="utf-8")
         write_shards(partial, source.weights, source.config, DTYPES[dtype], shard_bytes)
         _check_export(source, partial, DTYPES[dtype])
+        checksums = {n: entry for n, entry in digests(partial).items() if n != CARD}
+        (partial / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
     return Path(directory)
 
 
@@ -115,11 +117,10 @@ def import_directory(hf_directory: str | Path, run_directory: str | Path) -> Pat
     with new_directory(run_directory) as partial:
         source = open_model(hf_directory)
         write_run(source, partial)
-        tokens = probe_tokens(source.config)
         written = StoredWeights(partial / "iter_0000000", source.config)
         require_same(
-            our_logits(source.config, written.__getitem__, tokens),
-            _their_logits(hf_directory, tokens),
+            our_logits(source.config, written.__getitem__),
+            _their_logits(hf_directory),
             "the imported model",
             "a mistake in the conversion, or a config.json that is not of these weights",
             "the directory as it was published",
@@ -130,10 +131,9 @@ def import_directory(hf_directory: str | Path, run_directory: str | Path) -> Pat
 def _check_export(source: StoredModel | LoadedModel, directory: Path, dtype: torch.dtype) -> None:
     """Compare the written directory with the model: logits of a probe batch, ids of a probe text.
     Raises DataError."""
-    tokens = probe_tokens(source.config)
     require_same(
-        _their_logits(directory, tokens),
-        our_logits(source.config, lambda name: source.weights[name].to(dtype), tokens),
+        _their_logits(directory),
+        our_logits(source.config, lambda name: source.weights[name].to(dtype)),
         "the exported model",
         f"weights that do not fit {dtype}, or a mistake in the conversion",
         "--dtype float32",
@@ -150,14 +150,14 @@ def _has_transformers() -> bool:
     return importlib.util.find_spec("transformers") is not None
 
 
-def _their_logits(directory: Path, tokens: Tensor) -> Tensor:
+def _their_logits(directory: Path) -> Tensor:
     """Of a Hugging Face directory, by transformers or by our own reader."""
     tensors, config = read_tensors(directory), read_config(directory)
     if not _has_transformers():
-        return our_logits(config, HuggingFaceWeights(tensors, config).__getitem__, tokens)
+        return our_logits(config, HuggingFaceWeights(tensors, config).__getitem__)
     prefix = PREFIX if PREFIX + "wte.weight" in tensors else ""  # some files lack it
     return transformers_logits(
-        directory, lambda name: tensors[prefix + name.removeprefix(PREFIX)], tokens
+        directory, lambda name: tensors[prefix + name.removeprefix(PREFIX)], Probe.of(config)
     )
 
 
@@ -167,5 +167,6 @@ def _their_ids(directory: Path, config: ModelConfig) -> list[int]:
         return read_fitting_tokenizer(directory, config).encode(PROBE_TEXT)
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    with reading(directory, ValueError):
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     return tokenizer(PROBE_TEXT)["input_ids"]

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from megatron_yuyuan.checkpoint.hf_format import model_config
+from megatron_yuyuan.checkpoint.reading import DAMAGED, reading
 from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
 from megatron_yuyuan.errors import DataError, UnsafeError
@@ -49,16 +50,17 @@ def read_fitting_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
 
 class SafetensorsFiles(Mapping[str, Tensor]):
     """Tensors of safetensors files by name. A file is mapped into memory as long as a tensor of it is
-    in use, and read where the tensor is. Raises SafetensorError and OSError."""
+    in use, and read where the tensor is. Raises DataError."""
 
     def __init__(self, paths: list[Path]):
         self._paths: dict[str, Path] = {}
         for path in paths:
-            with safe_open(path, framework="pt") as file:
+            with reading(path), safe_open(path, framework="pt") as file:
                 self._paths |= dict.fromkeys(file.keys(), path)
 
     def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._paths[name], framework="pt") as file:
+        path = self._paths[name]
+        with reading(path), safe_open(path, framework="pt") as file:
             return file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -68,30 +70,12 @@ class SafetensorsFiles(Mapping[str, Tensor]):
         return len(self._paths)
 
 
-def read_tensors(directory: Path) -> Mapping[str, Tensor]:
-    """Every tensor of model.safetensors, of its shards, or of pytorch_model.bin, under the names that
-    they have there. Files are mapped into memory, and read when their tensors are used; only a
-    pytorch_model.bin of torch before 1.6 is read whole. Raises DataError and UnsafeError."""
+def weight_files(directory: Path) -> list[Path]:
+    """model.safetensors, its shards, or pytorch_model.bin. Raises DataError and UnsafeError."""
     index = directory / "model.safetensors.index.json"
-    try:
-        if (directory / "model.safetensors").exists():
-            return SafetensorsFiles([directory / "model.safetensors"])
-        if index.exists():
-            return SafetensorsFiles(_shards(index))
-        if (directory / "pytorch_model.bin").exists():
-            return _read_pickled(directory / "pytorch_model.bin")
-    except pickle.UnpicklingError:
-        raise UnsafeError(
-            f"{directory / 'pytorch_model.bin'} holds more than tensors",
-            "opening it would run code",
-            "the same model as model.safetensors",
-        ) from None
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise DataError(
-            f"the weights in {directory} cannot be read: {error}",
-            "the file is damaged or incomplete",
-            "download it again and compare its checksum",
-        ) from None
+    for name in ("model.safetensors", index.name, "pytorch_model.bin"):
+        if (directory / name).exists():
+            return _shards(index) if name == index.name else [directory / name]
     raise DataError(
         f"no weights in {directory}",
         "it has neither model.safetensors nor pytorch_model.bin",
@@ -99,11 +83,37 @@ def read_tensors(directory: Path) -> Mapping[str, Tensor]:
     )
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
-    """Mapped where torch can: a zip file, which torch 1.6 and later write."""
-    with path.open("rb") as stream:
-        zipped = stream.read(len(ZIP)) == ZIP
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+def read_tensors(directory: Path) -> Mapping[str, Tensor]:
+    """Every tensor of the weight files, under the names that they have there. Files are mapped into
+    memory, and read when their tensors are used; only a pytorch_model.bin of torch before 1.6 is read
+    whole. Raises DataError and UnsafeError."""
+    files = weight_files(directory)
+    return read_pickled(files[0]) if files[0].suffix == ".bin" else SafetensorsFiles(files)
+
+
+def read_pickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that torch.save wrote of a dictionary, by name; mapped where torch can: a zip
+    file, which torch 1.6 and later write. Raises DataError and UnsafeError."""
+    try:
+        with reading(path, *DAMAGED):
+            with path.open("rb") as stream:
+                zipped = stream.read(len(ZIP)) == ZIP
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError:
+        raise UnsafeError(
+            f"{path} holds more than tensors",
+            "opening it would run code",
+            "the same tensors as safetensors",
+        ) from None
+    named = found.items() if isinstance(found, dict) else ()
+    tensors = {name: tensor for name, tensor in named if isinstance(tensor, Tensor)}
+    if not tensors:
+        raise DataError(
+            f"{path} holds no tensors by name",
+            "it was named as the weights of a model",
+            "a file that torch.save wrote of a state_dict",
+        )
+    return tensors
 
 
 def _shards(index: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megatron_yuyuan.checkpoint.hf_format import PREFIX, huggingface_tensor
 from megatron_yuyuan.config import ModelConfig
+from megatron_yuyuan.faults import fault_point
 from megatron_yuyuan.model.gpt2 import GPT2
 
 SHARD_BYTES = 5 * 10**9
@@ -32,9 +33,10 @@ def write_shards(
     dtype: torch.dtype,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write weights under our names as Hugging Face's files, in the order of the model.
+    """Write weights under our names as Hugging Face's files, divided in the order of the model.
 
-    One file is model.safetensors; several are model-00001-of-00002.safetensors and an index.
+    One file is model.safetensors; several are model-00001-of-00002.safetensors and an index. Within a file
+    tensors stand by name, as the library orders those of one dtype: the bytes are those that it writes.
     """
     with torch.device("meta"):
         model = GPT2(config).to(dtype)
@@ -46,10 +48,11 @@ def write_shards(
         if len(shards) > 1:
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         with (directory / file).open("wb") as stream:
-            stream.write(_header({PREFIX + name: planned[name] for name in names}))
-            for name in names:
+            stream.write(_header({PREFIX + name: planned[name] for name in sorted(names)}))
+            for name in sorted(names):
                 tensor = huggingface_tensor(name, weights[name], config).to(dtype)
                 stream.write(tensor.flatten().view(torch.uint8).numpy())
+                fault_point("convert.in_file")
         where |= {PREFIX + name: file for name in names}
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in planned.values())

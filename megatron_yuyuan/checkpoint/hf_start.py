@@ -6,6 +6,7 @@ cannot be, and is read whole): a rank brings one tensor at a time into our layou
 part of it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from megatron_yuyuan.checkpoint.hf_directory import (
     read_tensors,
 )
 from megatron_yuyuan.checkpoint.hf_format import HuggingFaceWeights
+from megatron_yuyuan.checkpoint.manifest import CHECKSUMS, verify_export, verify_sizes
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.errors import DataError
 
@@ -41,6 +43,8 @@ def describe_huggingface(directory: Path) -> dict:
             "it was named as a Hugging Face model",
             f"--load {PREFIX}DIR with config.json and model.safetensors, or --load RUN_DIRECTORY",
         )
+    if (directory / CHECKSUMS).exists():
+        verify_sizes(directory, CHECKSUMS)
     config, tokenizer = read_config(directory), None
     if any((directory / name).exists() for name in TOKENIZER_FILES):
         found = read_fitting_tokenizer(directory, config)
@@ -49,16 +53,22 @@ def describe_huggingface(directory: Path) -> dict:
     return {"config": Config(model=config).to_dict(), "tokenizer": tokenizer}
 
 
-@torch.no_grad()
 def load_huggingface(directory: Path, tensors: dict[str, Tensor]) -> None:
     """Fill `tensors` (model.NAME, as each lies here) in place with the directory's weights, turned
-    into their dtype. Raises DataError and UnsafeError."""
-    weights = HuggingFaceWeights(read_tensors(directory), read_config(directory))
+    into their dtype. An export of ours is compared with its checksums first. Raises DataError and
+    UnsafeError."""
+    verify_export(directory)
+    fill_parts(HuggingFaceWeights(read_tensors(directory), read_config(directory)), tensors)
+
+
+@torch.no_grad()
+def fill_parts(weights: Mapping[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Fill `tensors` (model.NAME, as each lies here) in place with whole weights under our names, of which
+    one is in memory at a time."""
     for name, tensor in tensors.items():
         whole = weights[name.removeprefix("model.")]
         if isinstance(tensor, DTensor):
-            part = _part(whole, tensor)
-            tensor.to_local().copy_(part)
+            tensor.to_local().copy_(_part(whole, tensor))
         else:
             tensor.copy_(whole)
 

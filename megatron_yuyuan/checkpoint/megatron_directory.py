@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 
 from megatron_yuyuan.checkpoint.dcp import TRACKER
 from megatron_yuyuan.checkpoint.megatron import EXTRA, LAYERS, fused_name, megatron_name
+from megatron_yuyuan.checkpoint.reading import unwrapped
 from megatron_yuyuan.checkpoint.stored import StoredTensors
 from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.errors import DataError
@@ -116,8 +117,8 @@ def write_torch_dist(directory: Path, weights: Mapping[str, Tensor], config: Mod
     memory at a time."""
     path = directory / RELEASE
     path.mkdir()
-    with warnings.catch_warnings():  # DCP remarks that one process does it
-        warnings.simplefilter("ignore")
+    with unwrapped(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # DCP remarks that one process does it
         dcp.save(
             {},
             storage_writer=dcp.FileSystemWriter(path),

@@ -4,6 +4,9 @@ rank, which may run code when it is opened.
     iter_0000500/mp_rank_01/model_optim_rng.pt         tensor rank 1
     iter_0000500/mp_rank_01_002/model_optim_rng.pt     tensor rank 1 of pipeline rank 2
 
+With virtual stages a file holds `model0`, `model1`, ...: every first stage of the ranks stands before every
+second one.
+
 So they are opened only where a person trusts them, by another process, which has no network where the
 system allows to take it away (a warning says where not), and which leaves each one's tensors, and the
 last one's arguments, behind.
@@ -24,10 +27,13 @@ from torch import Tensor
 from megatron_yuyuan.checkpoint.dcp import TRACKER
 from megatron_yuyuan.checkpoint.hf_directory import SafetensorsFiles
 from megatron_yuyuan.checkpoint.megatron import LAYERS
-from megatron_yuyuan.errors import DataError, UnsafeError
+from megatron_yuyuan.errors import DataError
 
 FILE, ARGUMENTS = "model_optim_rng.pt", "arguments.json"
-RANK = re.compile(r"mp_rank_(\d\d)(?:_(\d\d\d))?$")
+RANK = re.compile(r"mp_rank_(\d\d)(?:_(\d\d\d))?\.(\d+)$")
+"""Tensor rank, pipeline rank (absent: 0) and virtual stage of a part in the scratch folder."""
+CHUNK = re.compile(r"model(\d*)$")
+"""The key of a file's tensors: `model`, or with virtual stages `model0`, `model1`, ..."""
 RENAMED = {
     "language_model.": "",
     "transformer.": "decoder.",
@@ -96,16 +102,10 @@ class LegacyTensors(Mapping[str, Tensor]):
 
 
 def open_legacy(
-    path: Path, scratch: Path, trust: bool
-) -> tuple[LegacyTensors, argparse.Namespace | None]:
-    """The tensors of all ranks and the arguments, by way of safetensors files in `scratch`. Raises
-    UnsafeError without trust, DataError for what cannot be read."""
-    if not trust:
-        raise UnsafeError(
-            f"{path} holds {FILE} files",
-            "they are pickles: opening them runs whatever they bring",
-            "--trust, if you know who wrote them; or torch_dist, as Megatron-LM's --ckpt-convert-format writes",
-        )
+    path: Path, scratch: Path
+) -> tuple[LegacyTensors, dict[str, tuple[int, ...]], argparse.Namespace]:
+    """The tensors of all ranks, their shapes, and the arguments, by way of safetensors files in `scratch`.
+    Runs whatever the files bring: a person must have said that they are trusted. Raises DataError."""
     program = [sys.executable, "-c", WITHOUT_NETWORK, path, scratch]
     ended = subprocess.run(program, capture_output=True, text=True, check=False)
     for line in ended.stderr.splitlines():
@@ -113,12 +113,12 @@ def open_legacy(
             print(line, file=sys.stderr)
     if ended.returncode:
         raise _unreadable(path, (ended.stderr.strip().splitlines() or ["no reason given"])[-1])
-    by_stage: dict[int, dict[int, SafetensorsFiles]] = {}
+    by_stage: dict[tuple[int, int], dict[int, SafetensorsFiles]] = {}
     for tensors in sorted(scratch.glob("mp_rank_*.safetensors")):
         match = RANK.match(tensors.stem)
         if not match:
             raise _unreadable(path / tensors.stem, "its name is not mp_rank_TT or mp_rank_TT_PPP")
-        stage = by_stage.setdefault(int(match[2] or 0), {})
+        stage = by_stage.setdefault((int(match[3]), int(match[2] or 0)), {})
         stage[int(match[1])] = SafetensorsFiles([tensors])
     arguments = json.loads((scratch / ARGUMENTS).read_text(encoding="utf-8"))
     if arguments.pop("checkpoint_version", 0) < 2:
@@ -126,11 +126,13 @@ def open_legacy(
             path, "checkpoint_version is below 2, which orders the rows of QKV otherwise"
         )
     stages = [[part for _, part in sorted(by_stage[s].items())] for s in sorted(by_stage)]
-    return LegacyTensors(_join(stages)), argparse.Namespace(**arguments)
+    tensors = LegacyTensors(_join(stages))
+    return tensors, tensors.shapes, argparse.Namespace(**arguments)
 
 
 def _join(stages: list[list[SafetensorsFiles]]) -> dict[str, list[tuple[SafetensorsFiles, str]]]:
-    """GPTModel's name, layers counted over all stages -> the part of every tensor rank."""
+    """GPTModel's name, layers counted over all stages, which come in the order of the model -> the part of
+    every tensor rank."""
     parts: dict[str, list[tuple[SafetensorsFiles, str]]] = {}
     first = 0
     for ranks in stages:
@@ -166,7 +168,12 @@ def main(path: Path, scratch: Path) -> None:
     """Open the pickles, with everything that they run, and write what a conversion needs of them."""
     for file in sorted(path.glob(f"mp_rank_*/{FILE}")):
         found = torch.load(file, map_location="cpu", weights_only=False)
-        save_file(dict(_flat(found["model"], "")), scratch / f"{file.parent.name}.safetensors")
+        chunks = {key: match[1] or "0" for key in found if (match := CHUNK.match(key))}
+        if not chunks:
+            sys.exit(f"no model in {file.parent.name}/{file.name}")
+        for key, number in chunks.items():
+            part = scratch / f"{file.parent.name}.{number}.safetensors"
+            save_file(dict(_flat(found[key], "")), part)
     plain = {
         name: value
         for name, value in vars(found.get("args", argparse.Namespace())).items()

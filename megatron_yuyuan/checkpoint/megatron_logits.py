@@ -20,7 +20,7 @@ from torch import Tensor
 
 from megatron_yuyuan.checkpoint.megatron import fused_name
 from megatron_yuyuan.checkpoint.megatron_directory import TorchDist
-from megatron_yuyuan.checkpoint.probe import probe_tokens
+from megatron_yuyuan.checkpoint.probe import Probe
 from megatron_yuyuan.config import ModelConfig
 
 
@@ -44,10 +44,10 @@ def main(path: Path, shape: Path, output: Path) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[fused_name(name)])
-        tokens = probe_tokens(config)
-        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-        hidden = torch.ones(1, 1, tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
-        logits: Tensor = model.eval()(tokens, positions, hidden)
+        probe = Probe.of(config)
+        length = probe.tokens.shape[1]
+        hidden = torch.ones(1, 1, length, length, dtype=torch.bool).triu(1)
+        logits: Tensor = model.eval()(probe.tokens, probe.positions, hidden)
     save_file({"logits": logits[..., : config.vocab_size].contiguous()}, output)
     dist.destroy_process_group()
 

@@ -1,5 +1,6 @@
 """DCP's .metadata, which is a pickle, read without running what a stranger put into it."""
 
+import io
 import pickle
 from pathlib import Path
 
@@ -53,17 +54,32 @@ class _Ignored:
 
 
 class SafeReader(dcp.FileSystemReader):
-    """DCP's reader with its metadata opened safely, once, before DCP takes over."""
+    """DCP's reader with its metadata opened safely, once, before DCP takes over. Raises UnsafeError, and what
+    an unpickler does (`reading.DAMAGED_PICKLE`)."""
 
     def __init__(self, path: Path):
         super().__init__(path)
-        with (path / ".metadata").open("rb") as stream:
-            self._metadata = _RestrictedUnpickler(stream).load()
+        content = (path / ".metadata").read_bytes()  # no length in it can ask for more than there is
+        self._metadata = _RestrictedUnpickler(io.BytesIO(content)).load()
+        if not isinstance(self._metadata, Metadata):
+            raise TypeError("it describes no tensors")
+        _require_inside(path, self._metadata)
 
     def read_metadata(self, *args, **kwargs) -> Metadata:
         self._metadata.storage_meta = self._metadata.storage_meta or StorageMeta()
         self._metadata.storage_meta.load_id = self.load_id
         return self._metadata
+
+
+def _require_inside(path: Path, metadata: Metadata) -> None:
+    """Raises UnsafeError where a tensor is said to lie in a file of another directory."""
+    for place in (metadata.storage_data or {}).values():
+        if Path(place.relative_path).name != place.relative_path:
+            raise UnsafeError(
+                f"{path / '.metadata'} names {place.relative_path!r}",
+                "it lies outside the checkpoint",
+                "a checkpoint from a source you trust",
+            )
 
 
 class _RestrictedUnpickler(pickle.Unpickler):

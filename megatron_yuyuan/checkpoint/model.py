@@ -14,7 +14,7 @@ from megatron_yuyuan.checkpoint.dcp import (
     describe_run,
     find_checkpoint,
     load_tensors,
-    read_state,
+    read_run,
     require_checkpoint,
 )
 from megatron_yuyuan.checkpoint.hf_directory import (
@@ -24,6 +24,7 @@ from megatron_yuyuan.checkpoint.hf_directory import (
     read_tensors,
 )
 from megatron_yuyuan.checkpoint.hf_format import HuggingFaceWeights
+from megatron_yuyuan.checkpoint.manifest import verify_export
 from megatron_yuyuan.checkpoint.stored import StoredWeights
 from megatron_yuyuan.config import Config, ModelConfig, ParallelConfig, TrainingConfig
 from megatron_yuyuan.config_toml import from_dict
@@ -85,6 +86,7 @@ def open_model(directory: str | Path, iteration: int | None = None) -> StoredMod
     """What `load_model` opens, with its weights left on the disk. Raises as `load_model`."""
     directory = Path(directory)
     if find_checkpoint(directory, iteration) is None and (directory / "config.json").exists():
+        verify_export(directory)
         config = read_config(directory)
         tokenizer = read_fitting_tokenizer(directory, config)
         template = _noted_template(directory)
@@ -152,7 +154,7 @@ def load_divided_model(
 def _open_run(directory: Path, iteration: int | None) -> tuple[Path, dict, Tokenizer]:
     """A checkpoint of a run, its state.json, and the tokenizer beside it. Raises DataError."""
     path = require_checkpoint(directory, iteration)
-    state = read_state(path)
+    state = read_run(path)
     tokenizer = read_tokenizer(directory / "tokenizer")
     expected = state["tokenizer"]["fingerprint"]
     if tokenizer.fingerprint != expected:

@@ -5,14 +5,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_yuyuan.checkpoint.identity import identity, run_directory
 from megatron_yuyuan.checkpoint.model import LoadedModel, StoredModel
+from megatron_yuyuan.checkpoint.reading import reading
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.log import read_metrics
 
 SCORES = "scores.json"
-"""In the run's directory: what `tools/evaluate_qa.py --json` printed."""
+"""In the run's directory: what `tools/evaluate_qa.py --load RUN --json` printed."""
 
 CARD = """---
 language: en
@@ -60,7 +62,7 @@ English text. State the license of your weights and training data before you pub
 def model_card(source: StoredModel | LoadedModel, name: str, dtype: str = "float32") -> str:
     """Markdown with the YAML head that the Hugging Face Hub reads; `name` is the directory's. Raises
     DataError: the run's scores cannot be read."""
-    config, run = source.config, source.path.parent
+    config, run = source.config, run_directory(source.path)
     padding = (config.padded_vocab_size - config.vocab_size) * config.hidden_size
     return CARD.format(
         name=name,
@@ -72,7 +74,7 @@ def model_card(source: StoredModel | LoadedModel, name: str, dtype: str = "float
         positions=config.max_position_embeddings,
         vocabulary=config.vocab_size,
         training="\n".join(_training(source.state, run)),
-        scores=_scores(run / SCORES),
+        scores=_stated(source.path),
         prompt=source.template.prompt,
         answer=source.template.answer,
         new_tokens=min(64, config.max_position_embeddings // 2),
@@ -117,34 +119,65 @@ def _measured(path: Path, iteration: int) -> Iterator[str]:
     """What the run's metrics say of its steps up to the checkpoint; nothing where there are none."""
     if not path.exists():
         return
-    steps = [s for s in read_metrics(path, "step") if s["iteration"] <= iteration]
+    with reading(path):
+        steps, found = read_metrics(path, "step"), read_metrics(path, "evaluation")
+    steps = [step for step in steps if step["iteration"] <= iteration]
     losses = [step["lm_loss"] for step in steps if step["lm_loss"] is not None]  # None: not finite
     if losses:
         hours = sum(step["seconds"] for step in steps) / 3600
         yield f"- {hours:.2f} hours of training steps; loss of the last {losses[-1]:.4f}"
-    found = [e for e in read_metrics(path, "evaluation") if e["iteration"] <= iteration]
-    if found:
+    if found := [each for each in found if each["iteration"] <= iteration]:
         yield f"- validation loss {found[-1]['validation_loss']:.4f}"
 
 
-def _scores(path: Path) -> str:
-    """Every score of the file, under the signature of its protocol. Raises DataError."""
-    if not path.exists():
-        return "Not measured: this run has no scores beside it."
+def why_no_scores(path: Path) -> str:
+    """Why the card of these weights states no score; empty where it does. Raises DataError: scores.json
+    beside them cannot be read."""
+    scores = run_directory(path) / SCORES
+    if not scores.exists():
+        return "not measured: this model has no scores.json beside it"
+    scored = _read_scores(scores).get("scored")
+    if scored is None:
+        return f"{SCORES} does not say which weights it scored; tools/evaluate_qa.py --load does"
+    ours = identity(path)
+    if scored["sha256"] != ours["sha256"]:
+        return f"{SCORES} scored other weights, {_named(scored)}; these are {_named(ours)}"
+    return ""
+
+
+def _named(weights: dict[str, str]) -> str:
+    return f"{weights['name']} ({weights['sha256'][:12]})"
+
+
+def _stated(path: Path) -> str:
+    """Every score of these weights under the signature of its protocol, or why there is none."""
+    if reason := why_no_scores(path):
+        return f"None: {reason}."
+    document = _read_scores(run_directory(path) / SCORES)
+    rows = [
+        f"| {_cell(system)} | {name} | {_shown(value)} | `{_cell(signature)}` |"
+        for system, scores in document["systems"].items()
+        for name, value, signature in _leaves(scores, document["signatures"])
+    ]
+    return "\n".join(["| system | score | value | protocol |", "|---|---|---|---|", *rows])
+
+
+def _read_scores(path: Path) -> dict:
+    """The document, of which every score can be shown. Raises DataError."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        rows = [
-            f"| {_cell(system)} | {name} | {_shown(value)} | `{_cell(signature)}` |"
-            for system, scores in document["systems"].items()
-            for name, value, signature in _leaves(scores, document["signatures"])
-        ]
+        for scores in document["systems"].values():
+            for _, value, _ in _leaves(scores, document["signatures"]):
+                _shown(value)
+        if document.get("scored") is not None:
+            _named(document["scored"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} cannot be read: {error!r}",
             "the model card states the scores of its run",
             "the output of tools/evaluate_qa.py --json, or remove the file",
         ) from None
-    return "\n".join(["| system | score | value | protocol |", "|---|---|---|---|", *rows])
+    return document
 
 
 def _cell(text: str) -> str:
@@ -163,5 +196,6 @@ def _leaves(scores: dict, signatures: dict) -> Iterator[tuple[str, object, str]]
 
 
 def _shown(value) -> str:
+    """One figure, or one for each order of n-grams."""
     values = value if isinstance(value, list) else [value]
     return " / ".join(f"{number:.4f}" for number in values)

@@ -5,11 +5,13 @@ weights when the forward pass reaches it and gives them back when it has passed.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from megatron_yuyuan.checkpoint.reading import reading
 from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.model.gpt2 import GPT2
@@ -20,36 +22,55 @@ TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest logit."""
 
 
-def probe_tokens(config: ModelConfig) -> Tensor:
-    """(2, at most 32) int64: tokens from all over the vocabulary."""
-    length = min(32, config.max_position_embeddings)
-    return (torch.arange(2 * length) * 7919 % config.vocab_size).view(2, length)
+LENGTH = 32
+"""Tokens of each of the two texts, at most."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What both sides compute: two texts, one at the first positions of the model and one at its last."""
+
+    tokens: Tensor
+    """(2, T) int64, T at most LENGTH: from all over the vocabulary."""
+    positions: Tensor
+    """(2, T) int64: 0 to T - 1, and max_position_embeddings - T to max_position_embeddings - 1."""
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "Probe":
+        """The probe of a shape."""
+        length = min(LENGTH, config.max_position_embeddings)
+        tokens = (torch.arange(2 * length) * 7919 % config.vocab_size).view(2, length)
+        first = torch.tensor([[0], [config.max_position_embeddings - length]])
+        return cls(tokens, first + torch.arange(length))
 
 
 @torch.no_grad()
-def our_logits(config: ModelConfig, weight: Weight, tokens: Tensor) -> Tensor:
-    """(B, T) int64 -> (B, T, vocab_size) float32 by `GPT2`, from weights under our names."""
+def our_logits(config: ModelConfig, weight: Weight) -> Tensor:
+    """(2, T, vocab_size) float32 of the probe by `GPT2`, from weights under our names."""
+    probe = Probe.of(config)
     with torch.device("meta"):
         model = GPT2(config)
     layers = {f"h.{number}.": block for number, block in model.h.items()}
     fill_as_needed(model, layers, weight)
-    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-    return model.eval()(tokens, positions=positions, sample_ids=tokens[:, 0], step=0)
+    sides = {"positions": probe.positions, "sample_ids": torch.arange(2), "step": 0}
+    return model.eval()(probe.tokens, **sides)
 
 
 @torch.no_grad()
-def transformers_logits(directory: Path, weight: Weight, tokens: Tensor) -> Tensor:
-    """(B, T) int64 -> (B, T, vocab_size) float32 by transformers' GPT2LMHeadModel, as the directory's
-    config.json describes it, from weights under Hugging Face's names."""
+def transformers_logits(directory: Path, weight: Weight, probe: Probe) -> Tensor:
+    """(2, T, vocab_size) float32 of the probe by transformers' GPT2LMHeadModel, as the directory's
+    config.json describes it, from weights under Hugging Face's names. Raises DataError."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    with reading(directory / "config.json"):
+        config = GPT2Config.from_pretrained(directory, local_files_only=True)
     with torch.device("meta"):
-        model = GPT2LMHeadModel(GPT2Config.from_pretrained(directory, local_files_only=True))
+        model = GPT2LMHeadModel(config)
     layers = {f"transformer.h.{number}.": b for number, b in enumerate(model.transformer.h)}
     model.lm_head.weight = model.transformer.wte.weight
     fill_as_needed(model, layers, weight)
     model.lm_head.weight = model.transformer.wte.weight
-    return model.eval()(tokens, use_cache=False).logits
+    return model.eval()(probe.tokens, position_ids=probe.positions, use_cache=False).logits
 
 
 def fill_as_needed(model: nn.Module, layers: dict[str, nn.Module], weight: Weight) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from megatron_yuyuan.checkpoint.dcp import read_state, whole_checkpoints
 from megatron_yuyuan.config import CheckpointConfig
 from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.faults import fault_point
 
 ITERATION = re.compile(r"iter_(\d{7,})")
 
@@ -66,8 +67,11 @@ def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint so that a kill in between leaves nothing that looks whole and is not."""
     aside = path.with_name(path.name + ".old")
     os.rename(path, aside)
+    fault_point("retention.moved_aside")
     (aside / "manifest.json").unlink()  # first: a whole .old would get its name back
+    fault_point("retention.manifest_removed")
     shutil.rmtree(aside)
+    fault_point("retention.removed")
 
 
 def _iteration(path: Path) -> int | None:

@@ -28,8 +28,10 @@ from megatron_yuyuan.checkpoint.space import checkpoint_bytes, require_place
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.tokenizer import Tokenizer
 from megatron_yuyuan.errors import SpaceError
+from megatron_yuyuan.faults import fault_point
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.train.state import TrainState
+from megatron_yuyuan.train.verification import require_alike
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class Saver:
         ranks.on_first(lambda: require_place(place, needed))
 
     def save(self, validation_loss: float | None = None) -> None:
-        """Write a checkpoint of this moment. validation_loss: of an evaluation at this iteration."""
+        """Write a checkpoint of this moment. validation_loss: of an evaluation at this iteration. Raises
+        MachineError where copies of a tensor on several ranks differ: see train/verification.py."""
+        require_alike(self._state)
         begun, iteration = time.perf_counter(), self._state.iteration
         write = partial(
             self._write, begun, iteration, self._state.tensors(), self._document(validation_loss)
@@ -83,6 +87,9 @@ class Saver:
 
     def poll(self) -> None:
         """Between steps: nothing is ever under way."""
+
+    def complete(self) -> None:
+        """Wait for what is under way: nothing ever is."""
 
     def finish(self) -> None:
         """Raises SpaceError if the last save had no room."""
@@ -121,6 +128,7 @@ class Saver:
     ) -> Written:
         """Write one checkpoint, then remove those that it supersedes. Raises DataError, the same on
         every rank."""
+        fault_point("save.begun")
         rules, removed, trouble = self._config.checkpoint, self._make_room(), ""
         path = save_checkpoint(rules.save, iteration, tensors, document, self._group)
         if self._state.mesh.is_main:
@@ -186,7 +194,8 @@ class BackgroundSaver(Saver):
         self._under_way: tuple[int, Future, float] | None = None
 
     def save(self, validation_loss: float | None = None) -> None:
-        """Copy this moment, and begin to write it."""
+        """Copy this moment, and begin to write it. Raises MachineError as above."""
+        require_alike(self._state)
         begun, iteration = time.perf_counter(), self._state.iteration
         self._wait()
         staged = self._stager.stage(self._state.tensors())
@@ -206,8 +215,12 @@ class BackgroundSaver(Saver):
         if done:
             self._wait()
 
-    def finish(self) -> None:
+    def complete(self) -> None:
         """Wait for what is under way. Raises DataError if it failed."""
+        self._wait()
+
+    def finish(self) -> None:
+        """The same, at the end of the run."""
         self._wait()
         super().finish()
 
@@ -244,6 +257,8 @@ class NoSaver:
     def save(self, validation_loss: float | None = None) -> None: ...
 
     def poll(self) -> None: ...
+
+    def complete(self) -> None: ...
 
     def __enter__(self) -> "NoSaver":
         return self

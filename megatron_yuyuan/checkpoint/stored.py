@@ -17,15 +17,18 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from megatron_yuyuan.checkpoint.dcp import load_tensors
 from megatron_yuyuan.checkpoint.metadata import SafeReader
+from megatron_yuyuan.checkpoint.reading import DAMAGED_PICKLE, reading, unwrapped
 from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.model.lora import factor_shapes, merge_factors
 
 
 class StoredTensors:
-    """The tensors of one DCP directory. Raises DataError and UnsafeError as DCP's metadata is read."""
+    """The tensors of one DCP directory. Raises DataError, also when one is read, and UnsafeError."""
 
     def __init__(self, path: Path):
-        self._reader = SafeReader(path)
+        self._path = path
+        with reading(path / ".metadata", *DAMAGED_PICKLE):
+            self._reader = SafeReader(path)
         described = self._reader.read_metadata().state_dict_metadata
         self.shapes = {
             name: tuple(tensor.size)
@@ -42,8 +45,8 @@ class StoredTensors:
         part = shape if row is None else (1, *shape[1:])
         tensor = torch.empty(part, dtype=self._dtypes[name])
         chunk = ChunkStorageMetadata(torch.Size((first, *[0] * (len(shape) - 1))), torch.Size(part))
-        with warnings.catch_warnings():  # DCP remarks that one process does it
-            warnings.simplefilter("ignore")
+        with reading(self._path, *DAMAGED_PICKLE), unwrapped(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # DCP remarks that one process does it
             dcp.load(
                 {name: tensor},
                 storage_reader=self._reader,

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystem
 
+from megatron_yuyuan.faults import fault_point
+
 PORTION = 1 << 25
 """Bytes after which a file is sent on its way to the disk."""
 
@@ -34,10 +36,12 @@ class _DigestingFileSystem(FileSystem):
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[io.IOBase]:
+        fault_point("save.file_begun")
         with super().create_stream(path, mode) as raw:
             stream = _DigestingStream(raw)
             yield stream
         self._digests[Path(path).name] = stream.entry()
+        fault_point("save.file_written")
 
     def rename(self, path: str | os.PathLike, new_path: str | os.PathLike) -> None:
         super().rename(path, new_path)
@@ -57,6 +61,7 @@ class _DigestingStream(io.IOBase):
         self._bytes += size
         if self._bytes - self._sent >= PORTION and hasattr(os, "posix_fadvise"):
             self._send()
+        fault_point("save.in_file")
         return size
 
     def _send(self) -> None:

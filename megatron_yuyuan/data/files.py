@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from megatron_yuyuan.errors import ConfigError, DataError, SpaceError
+from megatron_yuyuan.faults import fault_point
 
 HOST = re.sub(r"[^A-Za-z0-9-]", "_", platform.node())
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -236,11 +237,13 @@ class AtomicFiles:
             stream.flush()
             os.fsync(stream.fileno())
             stream.close()
+            fault_point("files.synced")
         if len(self._open) > 1:
             for target in reversed(self._open):
                 target.unlink(missing_ok=True)
         for target in self._open:
             os.replace(_temporary(target), target)
+            fault_point("files.renamed")
         for folder in {target.parent for target in self._open}:
             descriptor = os.open(folder, os.O_RDONLY)
             os.fsync(descriptor)

@@ -104,6 +104,7 @@ class IndexedDatasetWriter:
             "bin": {"bytes": self._bin.tell(), "sha256": self._digest.hexdigest()},
             "idx": index,
         }
+        meta["checksum"] = _checksum(meta)
         described.write((json.dumps(meta, indent=2) + "\n").encode())
         if self._owned is not None:
             owned, self._owned = self._owned, None
@@ -206,6 +207,8 @@ class IndexedDataset:
         if described.get("sequences_per_document") is None:
             found = hashlib.sha256(self._index).hexdigest()
             expect(self.prefix, "sha256 of the .idx", described["idx"]["sha256"], found)
+        found = _checksum(described)
+        expect(self.prefix, "checksum of the .meta.json", described.get("checksum", found), found)
 
     @property
     def num_documents(self) -> int:
@@ -292,6 +295,12 @@ class IndexedDataset:
         return {min(found), max(found)} if found else set()
 
 
+def _checksum(meta: dict) -> str:
+    """sha256 of a .meta.json less its own checksum, as JSON of sorted names."""
+    content = {name: value for name, value in meta.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _read_meta(prefix: str) -> dict:
     """PREFIX.meta.json, or {} where there is none. Raises DataError where it is not one of ours."""
     path = Path(f"{prefix}.meta.json")
@@ -305,7 +314,7 @@ def _read_meta(prefix: str) -> dict:
         hexadecimal = meta["bin"]["sha256"] + meta["idx"]["sha256"]
         if not (all(type(count) is int for count in counts) and len(hexadecimal) == 128):
             raise ValueError("a count that is none")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read: {error!r}",
             "it describes the shard beside it",

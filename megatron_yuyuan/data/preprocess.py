@@ -24,6 +24,7 @@ from megatron_yuyuan.data.sources import Source
 from megatron_yuyuan.data.tokenizer import Tokenizer
 from megatron_yuyuan.data.workers import run_in_processes
 from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.faults import fault_point
 
 DOCUMENTS = 4096
 """Copied at a time from a unit to the shard."""
@@ -81,6 +82,7 @@ class Preparation:
         """Decide what is kept and write it. Raises DataError: units not done, nothing kept, no space."""
         scanned = self._scanned(units)
         reasons = decide(scanned)
+        fault_point("merge.decided")
         report = make_report(scanned, reasons, self.sources)
         if not report["kept"]:
             dropped = [f"{count} {why}" for why, count in report["dropped"].items()]
@@ -177,6 +179,7 @@ def _copy_kept(unit: ScannedUnit, reasons: np.ndarray, writer: IndexedDatasetWri
             if not kept.all():
                 ids, lengths = ids[np.repeat(kept, lengths)], lengths[kept]
             writer.add_documents(ids, lengths)
+            fault_point("merge.copied")
 
 
 def _bytes_of_shard(scanned: Sequence[ScannedUnit], reasons: np.ndarray, itemsize: int) -> int:

@@ -31,6 +31,7 @@ from megatron_yuyuan.data.records import (
 from megatron_yuyuan.data.sources import Document, Source
 from megatron_yuyuan.data.tokenizer_base import Tokenizer
 from megatron_yuyuan.errors import DataError, UnsafeError
+from megatron_yuyuan.faults import fault_point
 
 VERSION = 1
 """Of what is kept and how it is recorded. Another one makes every unit again."""
@@ -165,6 +166,7 @@ class Scanner:
 
     def __call__(self, unit: Unit, tell: Callable[[int], None]) -> None:
         """Write the files of a unit; `tell` hears how many documents are read. Raises DataError."""
+        fault_point("scan.unit_begun")
         with AtomicFiles() as atomic:
             writer = UnitWriter(UnitFiles(self.folder, unit.number), atomic)
             parts = _UnitScan(self, unit, writer).run(tell)
@@ -185,6 +187,7 @@ class _UnitScan:
         documents = (pair for number in range(len(self.parts)) for pair in self._read(number))
         for batch in _batches(documents):
             self._add(batch)
+            fault_point("scan.batch_recorded")
             tell(len(batch))
         return self.parts
 

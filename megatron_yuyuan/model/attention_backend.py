@@ -90,15 +90,19 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, kernels: Kernel
     return (scores.float() * scale).masked_fill(~mask, -math.inf).softmax(-1).to(q.dtype)
 
 
-def describe_attention(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> str:
+def describe_attention(
+    model: ModelConfig, dtype: torch.dtype, device: torch.device, masked: bool = False
+) -> str:
     """What computes attention in the steps of a run, for a person: `flash, else efficient, else
-    unfused`."""
+    unfused`. masked: samples have masks of their own, by which tokens attend only within their
+    document."""
     if model.attention_unfused or model.attention_dropout_counted:
-        return "unfused: scores, causal softmax, values"
+        return f"unfused: scores, {'masked' if masked else 'causal'} softmax, values"
+    beside = ", masked at the borders of documents" if masked else ""
     if device.type != "cuda":
-        return "scaled_dot_product_attention as torch has it on the CPU"
+        return f"scaled_dot_product_attention as torch has it on the CPU{beside}"
     capability, _ = torch.cuda.get_device_capability(device)
     names = {backend: name for name, backend in ASKED.items()}
     asked, dropout = model.attention_backend, model.attention_dropout
-    chosen = sdpa_backends(asked, capability, dtype, False, dropout)
-    return ", else ".join(names[backend] for backend in chosen)
+    chosen = sdpa_backends(asked, capability, dtype, masked, dropout)
+    return ", else ".join(names[backend] for backend in chosen) + beside

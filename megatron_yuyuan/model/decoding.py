@@ -2,7 +2,11 @@
 lie in memory as one token reads them. Letters as in gpt2.py."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+FEW_TEXTS = 12
+"""Below so many texts `next_logits` takes the product as it is written."""
 
 
 class KeyValueCache:
@@ -46,3 +50,20 @@ def store_by_columns(model: nn.Module) -> None:
     for weight in model.parameters():
         if weight.dim() == 2 and weight.shape[0] >= weight.shape[1]:
             weight.data = weight.data.t().contiguous().t()
+
+
+def next_logits(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T, of one token of each text.
+
+        x       (B, 1, C)
+        weight  (V, C)      by columns, as `store_by_columns` lays it out
+        return  (B, 1, V)
+
+    Of 12 texts or more W x^T is a third faster on a CPU where their number is a multiple of 8 and at
+    least 16, and slower where it is not: so they are filled up with zeros.
+    """
+    texts = x.shape[0]
+    if x.device.type != "cpu" or texts < FEW_TEXTS or x.shape[1] > 1 or weight.stride(0) != 1:
+        return F.linear(x, weight)
+    filled = F.pad(x[:, 0], (0, 0, 0, max(-texts % 8, 16 - texts)))
+    return (weight @ filled.t()).t()[:texts, None]

@@ -93,7 +93,8 @@ class LayerNorm(nn.Module):
 
     def __init__(self, size: int, epsilon: float, kernels: Kernels):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.empty(size)), nn.Parameter(torch.empty(size))
+        self.weight: Tensor = nn.Parameter(torch.empty(size))
+        self.bias: Tensor = nn.Parameter(torch.empty(size))
         self.epsilon, self.kernels = epsilon, kernels
 
     def affine(self) -> tuple[Tensor, Tensor]:
@@ -117,8 +118,13 @@ class LayerNorm(nn.Module):
         )
 
 
-class LinearBeforeBias(nn.Linear):
+class LinearBeforeBias(nn.Module):
     """(x W^T, b): the bias is added by the kernel that comes next, in its own pass."""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(c_out, c_in))
+        self.bias = nn.Parameter(torch.empty(c_out))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return F.linear(x, self.weight), self.bias
@@ -212,9 +218,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, sides: Sides) -> Tensor:
         x, normed = self.ln_1.beside(x)
-        attended = self.attn(normed, sides)
-        x, normed = self.ln_2.of_sum(*attended, x, self.resid_1.mask(x, sides))
-        return self.kernels.bias_dropout_add(*self.mlp(normed), x, self.resid_2.mask(x, sides))
+        attended, bias = self.attn(normed, sides)
+        x, normed = self.ln_2.of_sum(attended, bias, x, self.resid_1.mask(x, sides))
+        projected, bias = self.mlp(normed)
+        return self.kernels.bias_dropout_add(projected, bias, x, self.resid_2.mask(x, sides))
 
 
 class GPT2(nn.Module):
@@ -228,18 +235,18 @@ class GPT2(nn.Module):
         super().__init__()
         kernels = kernels or Kernels()
         self.config, self.kernels = config, kernels
-        self.wte: nn.Module | None = nn.Embedding(config.padded_vocab_size, config.hidden_size)
-        self.wpe: nn.Module | None = nn.Embedding(
+        self.wte: nn.Embedding | None = nn.Embedding(config.padded_vocab_size, config.hidden_size)
+        self.wpe: nn.Embedding | None = nn.Embedding(
             config.max_position_embeddings, config.hidden_size
         )
         self.drop = Dropout(config.hidden_dropout, seed, EMBEDDING, kernels)
         self.h = nn.ModuleDict(
             {str(i): Block(config, i, seed, kernels) for i in range(config.num_layers)}
         )
-        self.ln_f: nn.Module | None = LayerNorm(
+        self.ln_f: LayerNorm | None = LayerNorm(
             config.hidden_size, config.layernorm_epsilon, kernels
         )
-        self.head: nn.Module | None = LanguageModelHead(config.vocab_size, kernels)
+        self.head: LanguageModelHead | None = LanguageModelHead(config.vocab_size, kernels)
         self.recomputation = Recomputation()
 
     @property
@@ -250,8 +257,9 @@ class GPT2(nn.Module):
     def recompute(self, recomputation: Recomputation) -> None:
         """Choose what the backward computes again. A fresh model keeps everything."""
         self.recomputation = recomputation
-        for block in self.h.values():
-            block.attn.recompute_core = recomputation.granularity == "selective"
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.recompute_core = recomputation.granularity == "selective"
 
     def forward(
         self,
@@ -277,11 +285,12 @@ class GPT2(nn.Module):
         """
         sides = Sides(sample_ids, step, document_ids, cache)
         x = tokens_or_hidden
-        if self.wpe is not None:
+        if self.wte is not None and self.wpe is not None:
             x = self.drop(self.wte(x) + self.wpe(positions), sides)
         x = self.recomputation.through(list(self.h.values()), x, sides)
         if self.head is None:
             return x
+        assert self.ln_f is not None and self.wte is not None  # they stand on the head's stage
         if last_token_only:
             x = x[:, -1:]
         return self.head(self.ln_f(x), self.wte.weight, labels)

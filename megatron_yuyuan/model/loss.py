@@ -1,11 +1,11 @@
 """The end of the model: hidden states to logits, or straight to the loss."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_yuyuan.config import IGNORE
 from megatron_yuyuan.kernels import Kernels, VocabularyRows
+from megatron_yuyuan.model.decoding import next_logits
 
 LOGITS_AT_A_TIME = 1 << 24
 """Logits that the loss holds at once, 64 MiB in float32: large enough for the matrix products to run
@@ -37,7 +37,7 @@ class LanguageModelHead(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor, labels: Tensor | None):
         if labels is None:
-            return F.linear(x, weight[: self.vocab_size])
+            return next_logits(x, weight[: self.vocab_size])
         rows = VocabularyRows(self.vocab_size)
         loss = linear_cross_entropy(x, weight, labels, rows, self.kernels)
         return loss, count_labels(labels)
@@ -72,16 +72,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
     al. 2024, arXiv:2410.10989, section 3.2; over the ranks: arXiv:1909.08053, section 3.
 
     Logits have the dtype of x; what is computed from them is float32, and so is the sum over chunks of
-    the weight's gradient.
+    the weight's gradient, of which there is none where the weight is frozen.
     """
 
     @staticmethod
     def forward(ctx, x, weight, labels, rows, kernels, learning):
         hidden, labels = x.flatten(0, 1), labels.flatten()
-        loss = torch.zeros(1, device=x.device)
+        loss, weight_gradient = torch.zeros(1, device=x.device), None
         if learning:
             hidden_gradient = torch.empty_like(hidden)
-            weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
+            if ctx.needs_input_grad[1]:
+                weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
         length = _chunk_length(len(weight), LOGITS_ON_CUDA if x.is_cuda else LOGITS_AT_A_TIME)
         memory = hidden.new_empty(min(length, len(hidden)), len(weight))  # of each chunk in turn
         for start in range(0, len(hidden), length):
@@ -92,7 +93,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss += part_loss
             if learning:
                 torch.mm(gradient.to(x.dtype), weight, out=hidden_gradient[part])
-                _add_product(weight_gradient, gradient.t(), hidden[part])
+                if weight_gradient is not None:
+                    _add_product(weight_gradient, gradient.t(), hidden[part])
         if learning:
             ctx.save_for_backward(hidden_gradient.view_as(x), weight_gradient)
         return loss
@@ -100,12 +102,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, scale):
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        dtype = hidden_gradient.dtype
-        return (
-            (hidden_gradient * scale).to(dtype),
-            (weight_gradient * scale).to(dtype),
-            *(None, None, None, None),
-        )
+        gradients = [
+            None if gradient is None else (gradient * scale).to(hidden_gradient.dtype)
+            for gradient in (hidden_gradient, weight_gradient)
+        ]
+        return *gradients, None, None, None, None
 
 
 def _chunk_length(columns: int, limit: int) -> int:

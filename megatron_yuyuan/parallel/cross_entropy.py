@@ -1,12 +1,13 @@
 """The head over a divided vocabulary: no rank ever holds the logits of all tokens of the
 vocabulary, or of all its own rows at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.distributed.tensor import DTensor
 
 from megatron_yuyuan.kernels import VocabularyRows
 from megatron_yuyuan.model.loss import LanguageModelHead, count_labels, linear_cross_entropy
@@ -18,7 +19,7 @@ from megatron_yuyuan.parallel.tensor import TensorAxis
 class RowsOfRank(VocabularyRows):
     """The rows of one tensor rank; the others hold the rest."""
 
-    group: ProcessGroup | None = None
+    group: ProcessGroup = field(kw_only=True)
     """The ranks of the tensor axis."""
 
     def maximum(self, x: Tensor) -> Tensor:
@@ -44,11 +45,11 @@ class VocabParallelHead(nn.Module):
         super().__init__()
         self.vocab_size, self.kernels, self.axis = head.vocab_size, head.kernels, axis
 
-    def forward(self, x: Tensor, weight: Tensor, labels: Tensor | None):
+    def forward(self, x: Tensor, weight: DTensor, labels: Tensor | None):
         x, local = self.axis.enter(x), weight.to_local()
         if labels is None:
             logits = F.linear(x, local).detach()
             return gather_last(logits, self.axis.group)[..., : self.vocab_size]
-        rows = RowsOfRank(self.vocab_size, self.axis.rank * len(local), self.axis.group)
+        rows = RowsOfRank(self.vocab_size, self.axis.rank * len(local), group=self.axis.group)
         loss = linear_cross_entropy(x, local, labels, rows, self.kernels)
         return loss, count_labels(labels)

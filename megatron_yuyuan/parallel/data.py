@@ -47,4 +47,4 @@ def divide_over_data(module: nn.Module, mesh: Mesh, strategy: str, dtype: torch.
     module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
     if briefly:
         # our pipeline and torch's switch this off between micro batches, which is right for the others
-        module.set_reshard_after_backward = lambda *_, **__: None
+        module.set_reshard_after_backward = lambda *_, **__: None  # type: ignore[method-assign]

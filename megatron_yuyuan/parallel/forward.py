@@ -5,6 +5,10 @@ silently wrong for batches that do not divide evenly. Here hidden states go from
 send and receive, whatever the placement of the stages, the number of samples or their length.
 """
 
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,6 +19,7 @@ from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.parallel.data import compute_dtype
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.stages import plan_stages
+from megatron_yuyuan.parallel.tensor import TensorAxis
 
 
 class StagedForward:
@@ -62,7 +67,26 @@ class DividedModel:
 
     def __init__(self, models: list[GPT2], mesh: Mesh, config: Config):
         self.config, self.device, self._mesh = config.model, mesh.device, mesh
-        self._forward = StagedForward(models, mesh, config)
+        self._forward = StagedForward(models, mesh, config.replace(sequence_parallel=False))
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Generate with the stages of a training, which may have sequence parallelism: one token cannot
+        be divided over the tensor ranks. Afterwards the stages are as they were."""
+        modules = [module for model in self._forward.models.values() for module in model.modules()]
+        axes = {
+            module: axis
+            for module in modules
+            if isinstance(axis := getattr(module, "axis", None), TensorAxis)
+        }
+        try:
+            for module, axis in axes.items():
+                module.axis = dataclasses.replace(axis, sequence_parallel=False)
+            yield
+        finally:
+            for module, axis in axes.items():
+                module.axis = axis
+            self._forward.rest()
 
     def __call__(self, tokens: Tensor, *, last_token_only: bool = False, **sides) -> Tensor:
         """tokens (B, T) int64 -> (B, T or 1, vocab_size) float32; sides: as `StagedForward`."""

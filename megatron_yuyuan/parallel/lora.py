@@ -19,39 +19,44 @@ from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.model.lora import is_factor
 from megatron_yuyuan.parallel.tensor import (
+    ColumnParallel,
     ColumnParallelLinear,
     ColumnParallelLinearBeforeBias,
+    Linear,
     RowParallelLinear,
     TensorAxis,
 )
 
 
-class LoRAColumnParallelLinear(ColumnParallelLinear):
-    """y = x W^T + b + s (x A^T) B^T, the output features divided over the tensor axis.
+class LoRAColumnParallel(ColumnParallel):
+    """A product x W^T + s (x A^T) B^T, the output features divided over the tensor axis.
 
         x       (B, T, C_in)  (sequence parallel: (B, T / tensor, C_in))
         lora_A  (r, C_in)     DTensor Replicate
         lora_B  (C_out, r)    DTensor Shard(0); local (C_out / tensor, r)
         return  (B, T, C_out / tensor)
 
-    Plain operators in place of the fused ones of the base class: those exchange while they compute the
-    gradient of W, which there is none of.
+    The product with the frozen W is the base class's, which computes no gradient of it.
     """
 
-    def __init__(self, linear: nn.Linear, axis: TensorAxis, rank: int, scale: float):
+    def __init__(self, linear: Linear, axis: TensorAxis, rank: int, scale: float):
         super().__init__(linear, axis)
         self.scale = scale
         a, b = factors_of(linear, rank)
         self.lora_A, self.lora_B = axis.divided(a, None), axis.divided(b, 0)
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        base = F.linear(self.axis.enter(x), self.weight.to_local(), bias)
+        base = super().product(x, bias)
         hidden = self.axis.enter(F.linear(x, self.axis.local(self.lora_A)))
         return base + self.scale * F.linear(hidden, self.lora_B.to_local())
 
 
-class LoRAColumnParallelLinearBeforeBias(LoRAColumnParallelLinear, ColumnParallelLinearBeforeBias):
-    """The same product, (..., C_out / tensor), and the bias beside it."""
+class LoRAColumnParallelLinear(LoRAColumnParallel, ColumnParallelLinear):
+    """That product, and the bias added, (..., C_out / tensor)."""
+
+
+class LoRAColumnParallelLinearBeforeBias(LoRAColumnParallel, ColumnParallelLinearBeforeBias):
+    """That product, (..., C_out / tensor), and the bias beside it."""
 
 
 class LoRARowParallelLinear(RowParallelLinear):
@@ -64,7 +69,7 @@ class LoRARowParallelLinear(RowParallelLinear):
         return  (B, T, C_out)  (sequence parallel: (B, T / tensor, C_out)); and the bias
     """
 
-    def __init__(self, linear: nn.Linear, axis: TensorAxis, rank: int, scale: float):
+    def __init__(self, linear: Linear, axis: TensorAxis, rank: int, scale: float):
         super().__init__(linear, axis)
         self.scale = scale
         a, b = factors_of(linear, rank)
@@ -84,7 +89,7 @@ WITH_FACTORS = {
 """Layer of the plan -> the same with factors."""
 
 
-def factors_of(linear: nn.Linear, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
+def factors_of(linear: Linear, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
     """A (r, C_in) and B (C_out, r) beside a matrix: whole, uninitialised."""
     c_out, c_in = linear.weight.shape
     like = linear.weight

@@ -6,7 +6,7 @@ share a tensor axis, because it talks most, then a shard axis; the pipeline axis
 it talks least.
 """
 
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -14,27 +14,20 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from megatron_yuyuan import launcher
 from megatron_yuyuan.config import ParallelConfig
-from megatron_yuyuan.errors import ConfigError
+from megatron_yuyuan.errors import ConfigError, LostError
+from megatron_yuyuan.parallel.meeting import Meeting
 
 
 def world_size() -> int:
-    """Processes of this job: torchrun's or srun's figure, or one under plain python."""
-    if dist.is_initialized():
-        return dist.get_world_size()
-    return _launched("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", 1)
+    """Processes of this job."""
+    return dist.get_world_size() if dist.is_initialized() else launcher.world_size()
 
 
 def rank() -> int:
     """This process's number among them, also before they have met."""
-    return dist.get_rank() if dist.is_initialized() else _launched("RANK", "SLURM_PROCID", 0)
-
-
-def _launched(by_torchrun: str, by_srun: str, alone: int) -> int:
-    """A number that the launcher sets. A shell inside a SLURM allocation is no launcher: only srun
-    sets SLURM_STEP_NUM_TASKS."""
-    by_srun = by_srun if "SLURM_STEP_NUM_TASKS" in os.environ else ""
-    return int(os.environ.get(by_torchrun) or os.environ.get(by_srun) or alone)
+    return dist.get_rank() if dist.is_initialized() else launcher.rank()
 
 
 def choose_device(parallel: ParallelConfig) -> torch.device:
@@ -52,7 +45,7 @@ def choose_device(parallel: ParallelConfig) -> torch.device:
             why = "nccl carries CUDA tensors only"
             raise ConfigError("distributed_backend=nccl on the CPU", why, "gloo, or leave it out")
         return torch.device("cpu")
-    rank = _launched("LOCAL_RANK", "SLURM_LOCALID", 0)
+    rank = launcher.local_rank()
     if rank >= found:
         raise ConfigError(
             f"local rank {rank} has no CUDA device: this machine has {found}",
@@ -107,18 +100,18 @@ class Mesh:
         return f"{' x '.join(sizes.values())} on {self.device.type} over {dist.get_backend()}"
 
 
-def start(parallel: ParallelConfig) -> Mesh:
+def start(parallel: ParallelConfig, gives_up: Callable[[], str] = str) -> Mesh:
     """Join the process group (alone under plain python) and lay the mesh over it.
 
-    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them, or
-    SLURM's own. Under bare srun MASTER_ADDR and MASTER_PORT must be set. Validate the configuration
-    first: sizes must fit.
+    Rank and meeting place are those of the launcher. Under bare srun MASTER_ADDR and MASTER_PORT must
+    be set. Validate the configuration first: sizes must fit. gives_up: see `Meeting`. Raises LostError
+    where a rank does not come.
     """
     device = choose_device(parallel)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        _join(parallel, device)
+        _join(parallel, device, gives_up)
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     data = dist.get_world_size() // (tensor * pipeline)
     whole = parallel.data_parallel_sharding_strategy == "no_shard"
@@ -133,23 +126,40 @@ def start(parallel: ParallelConfig) -> Mesh:
     return mesh
 
 
-def _join(parallel: ParallelConfig, device: torch.device) -> None:
+def _join(parallel: ParallelConfig, device: torch.device, gives_up: Callable[[], str]) -> None:
     """Make the process group that the environment describes."""
     backend = parallel.distributed_backend
     backend = {"cuda": "nccl", "cpu": "gloo"}[device.type] if backend == "auto" else backend
     timeout, ranks = timedelta(minutes=parallel.distributed_timeout_minutes), world_size()
     if ranks == 1:
-        store = dist.HashStore()
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
-        return
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        store: dist.Store = dist.HashStore()
+    else:
+        store = _open_store(ranks, timeout)
+        attempt = Meeting(store, rank(), ranks, timeout.total_seconds(), gives_up).agree()
+        store = dist.PrefixStore(attempt, store)
+    dist.init_process_group(backend, store=store, rank=rank(), world_size=ranks, timeout=timeout)
+
+
+def _open_store(ranks: int, timeout: timedelta) -> dist.Store:
+    """The store that torchrun keeps for its ranks, or else one that rank 0 keeps. Raises ConfigError where
+    nothing says where it is, LostError where nobody answers there."""
+    host, port = launcher.store_address()
+    missing = [n for n, v in (("MASTER_ADDR", host), ("MASTER_PORT", port)) if not v]
     if missing:
         raise ConfigError(
             f"{ranks} processes, but {' and '.join(missing)} not set",
             "srun starts processes and does not say where they meet",
             "srun torchrun, as examples/*.slurm do, or export both",
         )
-    dist.init_process_group(backend, rank=rank(), world_size=ranks, timeout=timeout)
+    keeps = launcher.keeps_store()
+    try:
+        return dist.TCPStore(host, int(port), None, keeps, timeout, wait_for_workers=False)
+    except dist.DistError as error:
+        raise LostError(
+            f"rank {rank()} of {ranks} found no store at {host}:{port}",
+            str(error).splitlines()[0],
+            "a first host that runs and a port that is free; then the same command again",
+        ) from None
 
 
 def stop() -> None:

@@ -6,15 +6,42 @@ Training runs torch's schedules, evaluation the pass of `forward.py`.
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
-from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_schedule_class
+from torch.distributed.pipelining.schedules import (
+    PipelineScheduleMulti,
+    PipelineScheduleSingle,
+    get_schedule_class,
+)
+from torch.profiler import record_function
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.loader import Batch
 from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.parallel.data import compute_dtype
 from megatron_yuyuan.parallel.forward import StagedForward
 from megatron_yuyuan.parallel.mesh import Mesh
-from megatron_yuyuan.parallel.stages import runs_as
+from megatron_yuyuan.parallel.stages import StagePlan, runs_as
+
+Schedule = PipelineScheduleSingle | PipelineScheduleMulti
+
+
+class NamedStage(PipelineStage):
+    """torch's stage, whose actions have names in a trace: `stage 2 forward 0` is its part of the forward
+    of micro batch 0, without the waiting for it. The same under every schedule, which torch's own names
+    are not."""
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *arguments, **options):
+        with record_function(f"stage {self.stage_index} forward {fwd_chunk_id}"):
+            return super().forward_one_chunk(fwd_chunk_id, *arguments, **options)
+
+    def backward_one_chunk(self, bwd_chunk_id: int, *arguments, **options):
+        with record_function(f"stage {self.stage_index} backward {bwd_chunk_id}"):
+            return super().backward_one_chunk(bwd_chunk_id, *arguments, **options)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, *arguments, **options):
+        with record_function(f"stage {self.stage_index} weights {bwd_chunk_id}"):
+            return super().backward_weight_one_chunk(bwd_chunk_id, *arguments, **options)
 
 
 class Pipeline:
@@ -33,15 +60,15 @@ class Pipeline:
         """The pipeline rank of the last stage, which knows the loss."""
         share = training.global_batch_size // mesh.size("data")
         self.micro_batches = share // training.micro_batch_size
-        self._tokens = 1.0
+        self._tokens: Tensor | float = 1.0
         self._schedule = self._scheduled(config) if mesh.size("pipeline") > 1 else None
 
-    def _scheduled(self, config: Config):
+    def _scheduled(self, config: Config) -> Schedule:
         """torch's schedule over this rank's stages."""
         schedule = get_schedule_class(runs_as(config.parallel, self.micro_batches))
-        group, device = self.mesh.group("pipeline"), self.mesh.device
+        group, device, plan = self.mesh.group("pipeline"), self.mesh.device, self.forward.plan
         stages = [
-            PipelineStage(model, number, len(self.forward.plan), device, group=group)
+            NamedStage(model, number, len(plan), device, *_ends(config, plan, number), group=group)
             for number, model in self.models.items()
         ]
         return schedule(
@@ -51,25 +78,28 @@ class Pipeline:
             scale_grads=False,
         )
 
-    def forward_backward(self, batch: Batch, step: int, tokens_in_global_batch: float) -> Tensor:
+    def forward_backward(self, batch: Batch, step: int, tokens_in_global_batch: Tensor) -> Tensor:
         """Add the gradient of (sum of the losses of this batch) / tokens_in_global_batch to the
         parameters.
 
         batch: this data rank's share of the global batch, micro_batches * micro_batch_size samples.
+        tokens_in_global_batch: () float32, divided by the loss scale if there is one.
         Returns that quotient, () float32, on `loss_rank` and 0 on the others. Gradients are summed
         over the data axis when the last micro batch is done.
         """
         for model in self.models.values():
             model.train()
         self._tokens = tokens_in_global_batch
-        compute = self._alone if self._schedule is None else self._through_schedule
-        losses = compute(batch, step)
+        if self._schedule is None:
+            losses = self._alone(batch, step)
+        else:
+            losses = self._through(self._schedule, batch, step)
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.mesh.device)
 
     def _scaled(self, output: tuple[Tensor, Tensor], _target=None) -> Tensor:
         return output[0].sum() / self._tokens
 
-    def _through_schedule(self, batch: Batch, step: int) -> list[Tensor]:
+    def _through(self, schedule: Schedule, batch: Batch, step: int) -> list[Tensor]:
         inputs = (batch.tokens,) if self.holds_first else ()
         losses: list[Tensor] = []
         ending = (
@@ -77,11 +107,12 @@ class Pipeline:
             if self.holds_last
             else {}
         )
-        self._schedule.step(*inputs, **batch.sides(), step=step, labels=batch.labels, **ending)
+        schedule.step(*inputs, **batch.sides(), step=step, labels=batch.labels, **ending)
         return [loss.detach() for loss in losses]
 
     def _alone(self, batch: Batch, step: int) -> list[Tensor]:
         [model], losses = self.models.values(), []
+        assert isinstance(model, FSDPModule)  # divide_over_data has made it one
         for i, micro in enumerate(batch.split(self.micro_batches)):
             last = i == self.micro_batches - 1
             model.set_requires_gradient_sync(last)  # reduce over the data axis once per step
@@ -103,3 +134,21 @@ class Pipeline:
                 result += torch.cat(output)
         dist.broadcast(result, group=self.mesh.group("pipeline"), group_src=self.loss_rank)
         return result
+
+
+def _ends(config: Config, plan: StagePlan, stage: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """What a stage takes and what it gives for a micro batch, on the meta device. Told so, torch need not
+    find out by a forward and backward of its own before the first step."""
+    parallel, length = config.parallel, config.data.seq_length
+    samples = config.training.micro_batch_size
+    cuts = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+    with torch.device("meta"):
+        hidden = torch.empty(
+            (samples, length // cuts, config.model.hidden_size),
+            dtype=compute_dtype(config.training),
+            requires_grad=True,
+        )
+        tokens = torch.empty((samples, length), dtype=torch.int64)
+        loss, count = torch.empty(1, requires_grad=True), torch.empty(1)
+    is_first, is_last = stage == 0, stage == len(plan) - 1
+    return tokens if is_first else hidden, (loss, count) if is_last else (hidden,)

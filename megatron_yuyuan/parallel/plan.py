@@ -3,16 +3,19 @@ else."""
 
 import torch
 from torch import nn
-from torch.distributed.tensor import Shard
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.kernels import Kernels
-from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.kernels.float8 import GRADIENT_FORMATS
+from megatron_yuyuan.model.gpt2 import GPT2, AttentionDropout
 from megatron_yuyuan.model.initialization import initial_values
 from megatron_yuyuan.model.lora import initial_factor, is_factor
 from megatron_yuyuan.model.recomputation import Recomputation
 from megatron_yuyuan.parallel.cross_entropy import VocabParallelHead
 from megatron_yuyuan.parallel.data import compute_dtype, divide_over_data
+from megatron_yuyuan.parallel.float8 import Float8Axis
 from megatron_yuyuan.parallel.lora import freeze_all_but_factors, plan_with_factors
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.stages import StagePlan, plan_stages
@@ -71,8 +74,7 @@ def build_stage(
     parallel = config.parallel
     again = (parallel.recomputed, parallel.recompute_method, parallel.recompute_num_layers)
     model.recompute(Recomputation(*again))
-    halves = mesh.size("pipeline") > 1 and parallel.pipeline_schedule.endswith("ZeroBubble")
-    axis = TensorAxis(mesh.axes["tensor"], parallel.sequence_parallel, splits_backward=halves)
+    axis = tensor_axis(config, mesh, model.kernels)
     divide_over_tensor(model, axis)
     if config.model.lora_rank:
         freeze_all_but_factors(model)
@@ -84,6 +86,16 @@ def build_stage(
         strategy = parallel.data_parallel_sharding_strategy
         divide_over_data(unit, mesh, strategy, compute_dtype(config.training))
     return model
+
+
+def tensor_axis(config: Config, mesh: Mesh, kernels: Kernels) -> TensorAxis:
+    """The tensor ranks of this rank's stages, multiplying as the configuration asks."""
+    parallel, float8 = config.parallel, config.training.fp8_format
+    halves = mesh.size("pipeline") > 1 and parallel.pipeline_schedule.endswith("ZeroBubble")
+    axis = mesh.axes["tensor"], parallel.sequence_parallel, halves
+    if float8 == "none":
+        return TensorAxis(*axis)
+    return Float8Axis(*axis, kernels, GRADIENT_FORMATS[float8])
 
 
 def keep_stage(model: GPT2, plan: StagePlan, stage: int) -> None:
@@ -110,9 +122,9 @@ def divide_over_tensor(model: GPT2, axis: TensorAxis) -> None:
             parent = module.get_submodule(path)
             if getattr(parent, last) is not None:
                 setattr(parent, last, layer(getattr(parent, last), axis))
-    for block in model.h.values():
-        dropout = block.attn.attn_dropout
-        dropout.first_head = axis.rank * dropout.num_heads // axis.size
+    for dropout in model.modules():
+        if isinstance(dropout, AttentionDropout):
+            dropout.first_head = axis.rank * dropout.num_heads // axis.size
 
 
 def _give_memory(unit: nn.Module, device: torch.device) -> None:
@@ -127,8 +139,12 @@ def _give_memory(unit: nn.Module, device: torch.device) -> None:
 
 @torch.no_grad()
 def _initialise(name: str, parameter: nn.Parameter, config: Config, axis: TensorAxis) -> None:
-    """Fill this rank's slice with the values that the undivided parameter has there."""
+    """Fill this rank's slice with the values that the undivided parameter has there. A dry run's fake
+    tensors take none."""
+    assert isinstance(parameter, DTensor)  # the plan exchanges every module that has parameters
     local, shape = parameter.to_local(), tuple(parameter.shape)
+    if isinstance(local, FakeTensor):
+        return
     [placement] = parameter.placements
     dim = placement.dim if isinstance(placement, Shard) else None
     first = axis.rank * local.shape[0] if dim == 0 else 0

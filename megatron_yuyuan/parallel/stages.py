@@ -5,6 +5,7 @@ the head after them. Everything here follows from the configuration, alike on ev
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from megatron_yuyuan.config import Config, ParallelConfig
 from megatron_yuyuan.model.flops import block_flops, head_flops
@@ -73,6 +74,18 @@ def balanced(config: Config, ranks: tuple[int, ...]) -> tuple[int, ...]:
         costs[stage] += layer
         counts[stage] += 1
     return tuple(counts)
+
+
+def idle_share(schedule: str, ranks: int, virtual: int, micro_batches: int) -> Fraction:
+    """The bubble: the share of a step for which each of `ranks` pipeline ranks waits for others.
+
+    A forward counts 1, a backward 2, stages are equal, and the micro batches are a multiple of the ranks
+    (ZBVZeroBubble: at least 2 ranks - 1). virtual: stages a rank. Source: Narayanan et al. 2021,
+    arXiv:2104.04473, section 2.2; the zero-bubble schedules wait for forwards alone, Qi et al. 2023,
+    arXiv:2401.10241.
+    """
+    waiting = ranks - 1 if "ZeroBubble" in schedule else 3 * (ranks - 1)
+    return Fraction(waiting, 3 * virtual * micro_batches + waiting)
 
 
 def runs_as(parallel: ParallelConfig, micro_batches: int) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from megatron_yuyuan.model.gpt2 import Dropout, LayerNorm
+from megatron_yuyuan.model.gpt2 import Dropout, LayerNorm, LinearBeforeBias
 from megatron_yuyuan.parallel.collectives import (
     copy_to_ranks,
     gather_sequence,
@@ -29,8 +29,8 @@ from megatron_yuyuan.parallel.collectives import (
 
 @dataclass(frozen=True)
 class TensorAxis:
-    """The tensor ranks of one pipeline stage and data rank, and how activations travel between
-    them."""
+    """The tensor ranks of one pipeline stage and data rank: how activations travel between them, and
+    how the linear layers of the blocks multiply."""
 
     mesh: DeviceMesh
     sequence_parallel: bool
@@ -81,7 +81,18 @@ class TensorAxis:
             else sum_over_ranks(x, self.group)
         )
 
-    def local(self, whole: nn.Parameter) -> Tensor:
+    def column_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x W^T + b, or without b, of this rank's rows of W and b: x enters, and its gradient leaves."""
+        if not self.overlaps:
+            return F.linear(self.enter(x), weight, bias)
+        linear = _LinearOfGathered if self.sequence_parallel else _LinearOfCopy
+        return linear.apply(x, weight, bias, self.group)
+
+    def row_linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x W^T of this rank's columns of W, summed over the ranks as it leaves."""
+        return self.leave(F.linear(x, weight))
+
+    def local(self, whole: DTensor) -> Tensor:
         """The plain tensor of a parameter that every rank holds whole and uses on the residual
         stream."""
         return (
@@ -90,7 +101,7 @@ class TensorAxis:
             else whole.to_local()
         )
 
-    def divided(self, parameter: nn.Parameter, dim: int | None) -> nn.Parameter:
+    def divided(self, parameter: Tensor, dim: int | None) -> DTensor:
         """An uninitialised DTensor parameter of the same full shape, cut along `dim` (None: held
         whole)."""
         shape = list(parameter.shape)
@@ -98,16 +109,18 @@ class TensorAxis:
             shape[dim] //= self.size
         local = torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
         placement = Replicate() if dim is None else Shard(dim)
-        return nn.Parameter(DTensor.from_local(local, self.mesh, [placement], run_check=False))
+        own = nn.Parameter(DTensor.from_local(local, self.mesh, [placement], run_check=False))
+        assert isinstance(own, DTensor)  # nn.Parameter marks a tensor and keeps its class
+        return own
 
 
 class _LinearOfCopy(torch.autograd.Function):
     """`copy_to_ranks`, then x W^T + b, or without b; dx is summed over the group while dW and db are
-    computed."""
+    computed. Of a frozen W there is no dW, and x is not kept."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, group):
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.group = group
         return F.linear(x, weight, bias)
 
@@ -123,35 +136,54 @@ class _LinearOfGathered(torch.autograd.Function):
     """`gather_sequence`, then x W^T + b, or without b. Keeps this rank's part of x, not the gathered one.
 
     The backward gathers x again while it computes the gradient of the gathered x, and scatters that
-    while it computes dW and db.
+    while it computes dW and db. Of a frozen W there is no dW, and x is neither kept nor gathered again.
     """
 
     @staticmethod
     def forward(ctx, x, weight, bias, group):
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.group = group
         return F.linear(start_gather(x, group).wait(), weight, bias)
 
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
-        gathering = start_gather(x, ctx.group)
+        gathering = None if x is None else start_gather(x, ctx.group)
         gradient_of_gathered = gradient @ weight
-        gathered = gathering.wait()
+        gathered = None if gathering is None else gathering.wait()
         scattering = start_scatter(gradient_of_gathered, ctx.group)
         parameters = _gradients_of_parameters(gradient, gathered, ctx.needs_input_grad[2])
         return scattering.wait(), *parameters, None
 
 
 def _gradients_of_parameters(
-    gradient: Tensor, x: Tensor, with_bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    """dW (C_out, C_in) and db (C_out,) of y = x W^T + b, from dy (B, T, C_out) and x (B, T, C_in)."""
+    gradient: Tensor, x: Tensor | None, with_bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """dW (C_out, C_in) and db (C_out,) of y = x W^T + b, from dy (B, T, C_out) and x (B, T, C_in); without
+    x no dW."""
     rows = gradient.flatten(0, 1)
-    return rows.t() @ x.flatten(0, 1), rows.sum(0) if with_bias else None
+    of_weight = None if x is None else rows.t() @ x.flatten(0, 1)
+    return of_weight, rows.sum(0) if with_bias else None
 
 
-class ColumnParallelLinear(nn.Module):
+Linear = nn.Linear | LinearBeforeBias
+"""Of the model: weight (C_out, C_in) and bias (C_out,)."""
+
+
+class ColumnParallel(nn.Module):
+    """A matrix and its bias, the output features divided over the tensor axis."""
+
+    def __init__(self, linear: Linear, axis: TensorAxis):
+        super().__init__()
+        self.axis = axis
+        self.weight, self.bias = axis.divided(linear.weight, 0), axis.divided(linear.bias, 0)
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x W^T + bias, or without it."""
+        return self.axis.column_linear(x, self.weight.to_local(), bias)
+
+
+class ColumnParallelLinear(ColumnParallel):
     """y = x W^T + b, the output features divided over the tensor axis.
 
     Every rank multiplies the same x by its own rows of W, so the forward is silent (sequence
@@ -168,24 +200,11 @@ class ColumnParallelLinear(nn.Module):
     RowParallelLinear takes exactly this slice back in.
     """
 
-    def __init__(self, linear: nn.Linear, axis: TensorAxis):
-        super().__init__()
-        self.axis = axis
-        self.weight, self.bias = axis.divided(linear.weight, 0), axis.divided(linear.bias, 0)
-
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x, self.bias.to_local())
 
-    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x W^T + bias, or without it."""
-        weight = self.weight.to_local()
-        if not self.axis.overlaps:
-            return F.linear(self.axis.enter(x), weight, bias)
-        linear = _LinearOfGathered if self.axis.sequence_parallel else _LinearOfCopy
-        return linear.apply(x, weight, bias, self.axis.group)
 
-
-class ColumnParallelLinearBeforeBias(ColumnParallelLinear):
+class ColumnParallelLinearBeforeBias(ColumnParallel):
     """(x W^T, b) of the same slices, each (..., C_out / tensor): the model's `LinearBeforeBias`."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,13 +226,13 @@ class RowParallelLinear(nn.Module):
         return  (B, T, C_out)   the same on every rank (sequence parallel: (B, T / tensor, C_out)); and the bias
     """
 
-    def __init__(self, linear: nn.Linear, axis: TensorAxis):
+    def __init__(self, linear: Linear, axis: TensorAxis):
         super().__init__()
         self.axis = axis
         self.weight, self.bias = axis.divided(linear.weight, 1), axis.divided(linear.bias, None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.axis.leave(F.linear(x, self.weight.to_local())), self.axis.local(self.bias)
+        return self.axis.row_linear(x, self.weight.to_local()), self.axis.local(self.bias)
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -263,6 +282,9 @@ class PositionEmbedding(nn.Module):
 class ResidualLayerNorm(LayerNorm):
     """The model's LayerNorm over (B, T or T / tensor, C); weight and bias (C,) held whole by every
     tensor rank."""
+
+    weight: DTensor
+    bias: DTensor
 
     def __init__(self, norm: LayerNorm, axis: TensorAxis):
         super().__init__(len(norm.weight), norm.epsilon, norm.kernels)

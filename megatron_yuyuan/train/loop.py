@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -10,16 +11,18 @@ import torch.distributed as dist
 from megatron_yuyuan.config import IGNORE, Config
 from megatron_yuyuan.data.loader import Borders, Dataset, read_batch
 from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.faults import fault_point
 from megatron_yuyuan.kernels.philox import name_key
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.pipeline import Pipeline
 from megatron_yuyuan.train.optimizer import clip_coefficient, gradient_norm, sum_tied_gradients
 from megatron_yuyuan.train.schedule import batch_size, learning_rate, train_iterations
-from megatron_yuyuan.train.spikes import WINDOW, is_spike
+from megatron_yuyuan.train.spikes import SPIKE, WINDOW, Remaining, is_spike, number_of
 from megatron_yuyuan.train.state import TrainState
 from megatron_yuyuan.train.stopping import Stop, Stopping
 from megatron_yuyuan.train.throughput import Throughput
+from megatron_yuyuan.train.verification import verify_step
 
 
 class Trainer:
@@ -28,6 +31,8 @@ class Trainer:
     def __init__(self, config: Config, state: TrainState, borders: Borders | None = None):
         self.config, self.state, self.mesh = config, state, state.mesh
         self.borders, self.batch_size = borders, 0
+        self.own_loss = torch.zeros(())
+        """This rank's part of the last batch's loss, for verification.py."""
         self.throughput = Throughput(config, self.mesh.device, dist.get_world_size())
         self._use_batches_of(config.training.global_batch_size)
 
@@ -59,21 +64,23 @@ class Trainer:
         (loss, global gradient norm), without the scale.
 
         The loss is the sum over all learned tokens of the global batch divided by their number,
-        which is known before the first backward. Raises DataError where there is none.
+        which is known before the first backward. The host reads these three figures together, and
+        nothing before: a GPU never waits for it between two micro batches. Raises DataError where no
+        token is learned.
         """
         self._use_batches_of(batch_size(self.state.consumed_samples, self.config.training))
-        batch = self.batch(dataset, self.state.consumed_samples)
+        fault_point("step.before_forward")
+        remaining = Remaining(dataset, self.state.left_out)
+        batch = self.batch(remaining, self.state.consumed_samples)
         tokens = torch.sum(batch.labels != IGNORE, dtype=torch.float64)
         dist.all_reduce(tokens, group=self.mesh.group("data"))
-        if not tokens:
-            raise nothing_to_learn(f"the batch after sample {self.state.consumed_samples}")
         self.state.optimizer.zero_grad(set_to_none=True)
         if not self.config.is_layout_free:
             seed_torch(self.config.training.seed, self.state.iteration, self.mesh)
         scale = self.state.loss_scale.scale
-        loss = self.pipeline.forward_backward(
-            batch, self.state.iteration, tokens.item() / scale
-        ).double()
+        divisor = (tokens / scale).float()
+        self.own_loss = self.pipeline.forward_backward(batch, self.state.iteration, divisor)
+        loss = self.own_loss.double()
         dist.all_reduce(loss, group=self.mesh.group("data"))
         if self.mesh.size("pipeline") > 1:
             group = self.mesh.group("pipeline")
@@ -82,23 +89,30 @@ class Trainer:
             dist.broadcast(loss, group=self.mesh.group("tensor"), group_src=0)
         sum_tied_gradients(self.state.stages, self.mesh)
         norm = gradient_norm(self.state.stages, self.state.optimizer, self.mesh)
-        return loss.item() / scale, norm.item() / scale
+        scaled_loss, scaled_norm, learned = torch.stack((loss, norm, tokens)).tolist()
+        if not learned:
+            raise nothing_to_learn(f"the batch after sample {self.state.consumed_samples}")
+        return scaled_loss / scale, scaled_norm / scale
 
     def step(self, dataset: Dataset) -> dict:
         """Take one optimizer step, or pass over it; return its figures, with `reason` and `samples`
         if it was passed over.
 
-        A step is passed over if its loss or gradient is not finite, or, with skip_loss_spikes, if
-        its loss is a spike. Every rank decides alike, and none updates anything. Raises DataError
-        for a step that is not finite when max_skipped_iterations are used up, unless its gradient
-        overflowed and the loss scale can fall.
+        A step is passed over if its loss or gradient is not finite, or, with skip_loss_spikes or
+        rollback_iters, if its loss is a spike. Every rank decides alike, and none updates anything.
+        Raises DataError for a step that is not finite when max_skipped_iterations are used up, unless
+        its gradient overflowed and the loss scale can fall, and MachineError: see verification.py.
         """
         begun, scale = time.perf_counter(), self.state.loss_scale.scale
         loss, norm = self.gradients(dataset)
+        if _due(self.state.iteration + 1, self.config.training.verify_every):
+            verify_step(self, dataset)
         rate, reason = self._learning_rate(), self._reason_to_skip(loss, norm)
         first = self.state.consumed_samples
+        fault_point("step.before_update")
         if not reason:
             self._update(norm, rate, scale)
+        fault_point("step.after_update")
         self.state.iteration += 1
         self.state.consumed_samples += self.batch_size
         seconds = time.perf_counter() - begun
@@ -113,8 +127,13 @@ class Trainer:
             "seconds": seconds,
             **self.throughput.figures(self.batch_size, seconds, self.state),
         }
-        passed_over = {"reason": reason, "samples": [first, self.state.consumed_samples - 1]}
+        passed_over = {"reason": reason, "samples": self._samples(first)}
         return figures | passed_over if reason else figures
+
+    def _samples(self, first: int) -> list[int]:
+        """Numbers of the first and the last sample of the batch that begins after `first` others."""
+        positions = first, first + self.batch_size - 1
+        return [number_of(position, self.state.left_out) for position in positions]
 
     def close(self) -> None:
         """No step follows."""
@@ -140,21 +159,22 @@ class Trainer:
         state.loss_scale.update(overflow)
         if overflow:
             return "overflow" if can_fall else self._not_finite(loss, norm)
-        if not self.config.training.skip_loss_spikes:
+        training = self.config.training
+        if not (training.skip_loss_spikes or training.rollback_iters):
             return ""
         spike = is_spike(loss, state.recent_losses)
         state.recent_losses = [*state.recent_losses, loss][-WINDOW:]
-        return "loss spike" if spike else ""
+        return SPIKE if spike else ""
 
     def _not_finite(self, loss: float, norm: float) -> str:
         """Pass over a step that nothing can mend, or raise DataError if too many were."""
         state, training = self.state, self.config.training
         if state.skipped_iterations >= training.max_skipped_iterations:
-            first = state.consumed_samples
+            first, last = self._samples(state.consumed_samples)
             scale = f" at loss scale {state.loss_scale.scale:g}" if training.fp16 else ""
             raise DataError(
                 f"iteration {state.iteration + 1}: loss {loss}, gradient norm {norm}{scale}, on samples "
-                f"{first} to {first + self.batch_size - 1}",
+                f"{first} to {last}",
                 "an update with them would destroy the weights; none was made on any rank",
                 f"{'--bf16 in place of --fp16, ' if training.fp16 else ''}a lower --lr, a longer "
                 f"warm-up, --max-skipped-iterations {state.skipped_iterations + 1}, or look at these "
@@ -177,6 +197,7 @@ class Trainer:
         once. Raises DataError where nothing is learned, or the loss is not finite."""
         size = self.config.training.global_batch_size
         self._use_batches_of(size)
+        fault_point("evaluation.begun")
         samples = min(len(dataset), self.config.training.eval_iters * size)
         total = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
         for consumed in range(0, samples, size):
@@ -238,10 +259,18 @@ def train(
     saver: Saver,
     stopping: Stopping,
     log: Log,
+    after_evaluation: Callable[[], None] = lambda: None,
+    beat: Callable[[str, int], None] = lambda phase, iteration: None,
+    after_step: Callable[[], None] = lambda: None,
+    take_back: Callable[[dict], bool] = lambda spike: False,
 ) -> Stop | None:
     """Step to the end of the run, evaluating and saving on the way and there.
 
-    Returns why it was left earlier, with its state saved: after the step that was being taken, and
+    after_evaluation: called after each, on every rank; it may use the model and changes nothing.
+    beat: told what begins, after how many steps: see watch/heartbeat.py.
+    after_step: called after each, on every rank, before it is saved; it changes nothing.
+    take_back: called at a loss spike; whether the state is now that of an earlier iteration.
+    Returns why the run was left earlier, with its state saved: after the step that was being taken, and
     before the evaluation that was due, which could take longer than one who stops a run waits.
     """
     config, state, stop = trainer.config, trainer.state, None
@@ -250,18 +279,27 @@ def train(
         log.line(f"nothing left to do: {state.iteration} of {last} iterations are taken")
     evaluates = validation_set is not None and config.training.eval_iters > 0
     if evaluates and state.evaluation_due:
+        beat("evaluation", state.iteration)
         _evaluate(trainer, validation_set, log)
+        after_evaluation()
     while state.iteration < last and stop is None:
+        beat("step", state.iteration)
         figures, validation_loss = trainer.step(training_set), None
         log.event("skip" if "reason" in figures else "step", **figures)
+        after_step()
+        if figures.get("reason") == SPIKE and take_back(figures):
+            continue
         if state.iteration < last:
             stop = stopping.agreed(state.iteration, trainer.mesh.device)
         state.evaluation_due = evaluates and _due(
             state.iteration, config.training.eval_interval, last
         )
         if state.evaluation_due and stop is None:
+            beat("evaluation", state.iteration)
             validation_loss = _evaluate(trainer, validation_set, log)
+            after_evaluation()
         if stop is not None or _due(state.iteration, config.checkpoint.save_interval, last):
+            beat("save", state.iteration)
             saver.save(validation_loss)
         else:
             saver.poll()
@@ -270,11 +308,11 @@ def train(
 
 def _evaluate(trainer: Trainer, validation_set: Dataset, log: Log) -> float:
     """Evaluate and say so; return the loss."""
-    figures = trainer.evaluate(validation_set)
+    begun, figures = time.perf_counter(), trainer.evaluate(validation_set)
     trainer.state.evaluation_due = False
-    log.event("evaluation", **figures)
+    log.event("evaluation", **figures, seconds=time.perf_counter() - begun)
     return figures["validation_loss"]
 
 
-def _due(iteration: int, interval: int, last: int) -> bool:
+def _due(iteration: int, interval: int, last: int = 0) -> bool:
     return iteration == last or (bool(interval) and iteration % interval == 0)

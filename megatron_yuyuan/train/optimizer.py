@@ -2,9 +2,10 @@
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from megatron_yuyuan.config import OptimizerConfig
-from megatron_yuyuan.kernels.adamw import AdamW
+from megatron_yuyuan.kernels.adamw import AdamW, local_gradient
 from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.parallel.mesh import Mesh
 
@@ -29,7 +30,7 @@ def sum_tied_gradients(stages: list[GPT2], mesh: Mesh) -> None:
     """Add up the gradients of the embedding's two copies, on the first and the last stage, so that
     they stay equal. Frozen ones do."""
     tied = [stage.wte.weight for stage in stages if stage.wte is not None]
-    copies = [weight.grad.to_local() for weight in tied if weight.requires_grad]
+    copies = [local_gradient(weight) for weight in tied if weight.requires_grad]
     if len(copies) == 2:  # a schedule that comes back has both on one rank
         first, last = copies
         last.copy_(first.add_(last))
@@ -59,10 +60,9 @@ def gradient_norm(stages: list[GPT2], optimizer: AdamW, mesh: Mesh) -> Tensor:
 def is_first_copy(parameter: nn.Parameter) -> bool:
     """Whether no rank before this one holds the same part of a gradient."""
     gradient = parameter.grad
-    place = gradient.device_mesh.get_coordinate()
-    return not any(
-        place[i] for i, placement in enumerate(gradient.placements) if placement.is_replicate()
-    )
+    assert isinstance(gradient, DTensor)  # as its parameter is
+    mesh, placements = gradient.device_mesh, gradient.placements
+    return not any(mesh.get_local_rank(i) for i, p in enumerate(placements) if p.is_replicate())
 
 
 def clip_coefficient(norm: float, largest: float) -> float:

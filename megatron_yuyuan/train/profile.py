@@ -34,16 +34,14 @@ class ProfiledTrainer(Trainer):
             self._recorder.start()
         figures = super().step(dataset)
         if self.state.iteration == self.iterations[-1]:
-            self._write()
+            self.close()
         return figures
 
     def close(self) -> None:
-        """A run that ends inside its recorded steps keeps those it has taken. (torch's profiler, left
-        running, ends the process with a segmentation fault.)"""
-        if self._recorder is not None:
-            self._write()
-
-    def _write(self) -> None:
+        """Write what was recorded. A run that ends inside its recorded steps keeps those it has taken.
+        (torch's profiler, left running, ends the process with a segmentation fault.)"""
+        if self._recorder is None:
+            return
         self._recorder.stop()
         path = trace_path(self.config.checkpoint.save, dist.get_rank())
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.plan import build_stages
 from megatron_yuyuan.train.loss_scale import LossScale
 from megatron_yuyuan.train.optimizer import build_optimizer
+from megatron_yuyuan.train.spikes import Ranges
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -41,6 +42,10 @@ class TrainState:
     overflowed and fell for."""
     recent_losses: list[float] = field(default_factory=list)
     """Losses of the last steps, if spikes are watched for; see train/spikes.py."""
+    left_out: Ranges = field(default_factory=list)
+    """Samples that led to loss spikes: consumed_samples counts without them."""
+    rollbacks: int = 0
+    """Times that the run was taken back for that."""
     evaluation_due: bool = False
     """The run was stopped when it should have evaluated; it does so when it goes on."""
 
@@ -104,13 +109,15 @@ class TrainState:
         return {
             "skipped_iterations": self.skipped_iterations,
             "recent_losses": self.recent_losses,
+            "left_out": self.left_out,
+            "rollbacks": self.rollbacks,
             "evaluation_due": self.evaluation_due,
             "loss_scale": self.loss_scale.state_dict(),
         }
 
     def recall(self, document: dict) -> None:
         """Take the history from a state.json; an older one has none."""
-        for name in ("skipped_iterations", "recent_losses", "evaluation_due"):
+        for name in self.history().keys() - {"loss_scale"}:
             setattr(self, name, document.get(name, getattr(self, name)))
         self.loss_scale.load_state_dict(document.get("loss_scale", {}))
 

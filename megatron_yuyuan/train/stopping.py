@@ -4,6 +4,7 @@ import platform
 import signal
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -43,6 +44,10 @@ class Stopping:
     def _note(self, number: int, _frame) -> None:
         self._signal = self._signal or signal.Signals(number).name
 
+    def asked(self) -> str:
+        """The name of the signal that came; empty without one."""
+        return self._signal
+
     def agreed(self, iteration: int, device: torch.device) -> Stop | None:
         """The reason to stop after `iteration`, the same on every rank; all of them must ask.
 
@@ -59,11 +64,11 @@ class Stopping:
         return next(stop for stop in found if stop)
 
     def _reason(self, iteration: int) -> Stop | None:
-        here = {"rank": dist.get_rank(), "host": platform.node()}
+        stop_here = partial(Stop, rank=dist.get_rank(), host=platform.node())
         if self._signal:
-            return Stop("signal", self._signal, **here)
+            return stop_here("signal", self._signal)
         if self._interval and iteration % self._interval == 0:
-            return Stop("interval", f"exit_interval={self._interval}", **here)
+            return stop_here("interval", f"exit_interval={self._interval}")
         if self._minutes and time.monotonic() - self._begun > 60 * self._minutes:
-            return Stop("duration", f"exit_duration_in_mins={self._minutes}", **here)
+            return stop_here("duration", f"exit_duration_in_mins={self._minutes}")
         return None

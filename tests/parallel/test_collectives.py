@@ -7,87 +7,50 @@ import pytest
 import torch
 import torch.distributed as dist
 from tiny import TINY, Layout, RandomText, build_trainer
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.model import loss as loss_module
+from megatron_yuyuan.parallel.mesh import Mesh
+from megatron_yuyuan.planner.traffic import Exchanged, Traffic, axes_of
 
 CONFIG = TINY.replace(num_layers=4)
 FLOAT32, FLOAT64 = 4, 8
 CHUNK = 5
 """Tokens of a chunk of the loss; divides no micro batch."""
-KINDS = {
-    "allreduce_": "all-reduce",
-    "all_reduce": "all-reduce",
-    "_allgather_base_": "all-gather",
-    "_reduce_scatter_base_": "reduce-scatter",
-    "broadcast_": "broadcast",
-    "send": "send",
-    "recv_": "receive",
-}
-"""Operator of c10d, or of the functional collectives of DTensor -> what it is."""
-WAITS = {"wait_tensor", "_wrap_tensor_autograd"}
-Traffic = dict[tuple[str, str], tuple[int, int]]
-"""(axis, kind) -> (how often, bytes of the whole tensors: gathered, not yet scattered)."""
 
 
-class Recorder(TorchDispatchMode):
-    """Counts what is exchanged inside, by process group."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls, self.bytes = Counter(), Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function._overloadpacket.__name__
-        if function.namespace in ("c10d", "_c10d_functional") and name not in WAITS:
-            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
-            what = (_group_of(args), KINDS[name])
-            self.calls[what] += 1
-            self.bytes[what] += max(tensor.nbytes for tensor in tensors)
-        return function(*args, **(kwargs or {}))
-
-
-def _group_of(args) -> str:
-    """The name of the process group of an operator: c10d's first argument that is no tensor,
-    the last of a functional collective."""
-    if isinstance(args[-1], str):
-        return args[-1]
-    return dist.ProcessGroup.unbox(
-        next(a for a in args if isinstance(a, torch.ScriptObject))
-    ).group_name
-
-
-def traffic_of_a_step(config: Config) -> list[tuple[dict[str, int], Traffic, Traffic]]:
-    """For every rank: its place, what the second step exchanges, and what it should."""
-    loss_module.LOGITS_AT_A_TIME = (  # the process ends with this call
+def set_chunk(config: Config) -> None:
+    """Have the loss go through CHUNK tokens at a time, in a process that ends soon."""
+    loss_module.LOGITS_AT_A_TIME = (
         CHUNK * config.model.padded_vocab_size // config.parallel.tensor_model_parallel_size
     )
+
+
+def traffic_of_a_step(config: Config) -> list[tuple[dict[str, int], Exchanged, Exchanged]]:
+    """For every rank: its place, what the second step exchanges, and what it should."""
+    set_chunk(config)
     trainer, samples = build_trainer(config), RandomText(config)
-    trainer.step(samples)  # the first one exchanges shapes too
-    with Recorder() as recorder:
+    trainer.step(samples)
+    with Traffic() as traffic:
         trainer.step(samples)
     mesh = trainer.mesh
-    groups = {axis: mesh.group(axis) for axis in ("tensor", "shard", "replica", "data", "pipeline")}
-    groups |= {"world": dist.group.WORLD, "tied": mesh.tied_group}
-    names = {axis: group.group_name for axis, group in groups.items() if group is not None}
-    alone = {group.group_name for group in groups.values() if group and group.size() == 1}
-    found = {
-        what: (recorder.calls[what], recorder.bytes[what])
-        for what in recorder.calls
-        if what[0] not in alone
-    }
     place = {axis: mesh.rank(axis) for axis in ("pipeline", "data", "tensor")}
-    should = Counter(), Counter()
-    for (axis, kind), numbers in expected(config, place["pipeline"]).items():
-        if names[axis] not in alone and numbers[0]:
-            for counter, number in zip(should, numbers, strict=True):
-                counter[names[axis], kind] += number
-    by_group = {what: (should[0][what], should[1][what]) for what in should[0]}
+    should = expected_over(mesh, config)
     everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, (place, found, by_group))
+    dist.all_gather_object(everyone, (place, traffic.over(mesh), should))
     return everyone
+
+
+def expected_over(mesh: Mesh, config: Config) -> Exchanged:
+    """What the formulas say of groups of more than one rank, by the first of the axes that share one."""
+    axes, names = axes_of(mesh), {"tied": mesh.tied_group, "world": dist.group.WORLD}
+    calls, sizes = Counter(), Counter()
+    for (axis, kind), (count, size) in expected(config, mesh.rank("pipeline")).items():
+        group = names[axis] if axis in names else mesh.group(axis)
+        if count and axes[group.group_name]:
+            calls[axes[group.group_name], kind] += count
+            sizes[axes[group.group_name], kind] += size
+    return {what: (calls[what], sizes[what]) for what in calls}
 
 
 class Letters:
@@ -122,7 +85,7 @@ class Letters:
         return embedding + self.S * self.C * self.first + 2 * self.C * self.last
 
 
-def expected(config: Config, stage: int) -> Traffic:
+def expected(config: Config, stage: int) -> Exchanged:
     """All formulas of docs/parallelism.md for a rank of a stage."""
     x = Letters(config, stage)
     return {
@@ -138,7 +101,7 @@ def chunks_of_the_loss(x: Letters) -> tuple[int, int]:
     return x.last * x.m * calls, x.last * x.m * 3 * x.tokens * FLOAT32
 
 
-def tensor_parallel(x: Letters) -> Traffic:
+def tensor_parallel(x: Letters) -> Exchanged:
     calls, size = chunks_of_the_loss(x)
     hidden = x.m * (4 * x.L + x.first + x.last)
     return {
@@ -147,7 +110,7 @@ def tensor_parallel(x: Letters) -> Traffic:
     }
 
 
-def sequence_parallel(x: Letters) -> Traffic:
+def sequence_parallel(x: Letters) -> Exchanged:
     calls, size = chunks_of_the_loss(x)
     hidden = x.m * (4 * x.L + x.first + x.last)
     gathered = hidden + x.m * 2 * x.L  # the inputs of c_attn and c_fc once more, in the backward
@@ -161,7 +124,7 @@ def sequence_parallel(x: Letters) -> Traffic:
     }
 
 
-def data_parallel(x: Letters) -> Traffic:
+def data_parallel(x: Letters) -> Exchanged:
     units, size = x.L + (x.ends > 0), (x.L * x.block + x.ends) * FLOAT32
     numbers = {("data", "all-reduce"): (2, 2 * FLOAT64)}
     if x.strategy == "no_shard":
@@ -172,7 +135,7 @@ def data_parallel(x: Letters) -> Traffic:
     return numbers | {("shard", "all-gather"): gathers, ("shard", "reduce-scatter"): (units, size)}
 
 
-def pipeline_parallel(x: Letters) -> Traffic:
+def pipeline_parallel(x: Letters) -> Exchanged:
     boundaries = (not x.first) + (not x.last)
     travels = boundaries * x.m, boundaries * x.m * x.H // (x.t if x.sp else 1)
     shards = 1 if x.strategy == "no_shard" else x.d
@@ -230,9 +193,9 @@ def test_a_step_of_any_layout_exchanges_what_the_formulas_say(ranks, layout, str
 
 
 def one_all_reduce() -> tuple[dict, str]:
-    with Recorder() as recorder:
+    with Traffic() as traffic:
         dist.all_reduce(torch.ones(3))
-    return dict(recorder.bytes), dist.group.WORLD.group_name
+    return dict(traffic.bytes), dist.group.WORLD.group_name
 
 
 def test_a_collective_that_no_formula_has_would_be_seen(ranks):

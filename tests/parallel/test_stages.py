@@ -9,7 +9,7 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_sc
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.model.flops import block_flops, head_flops
-from megatron_yuyuan.parallel.stages import balanced, plan_stages, runs_as, stage_ranks
+from megatron_yuyuan.parallel.stages import balanced, idle_share, plan_stages, runs_as, stage_ranks
 
 YUYUAN = Config().replace(
     num_layers=30, hidden_size=3072, num_attention_heads=32, vocab_size=50257, seq_length=1024
@@ -148,12 +148,6 @@ def played(table: dict[int, list], stages: int) -> tuple[int, dict[int, int]]:
                 row.pop(0)
         assert sum(map(len, waiting.values())) < left, "every rank waits for another"
     return max(clock.values()), most
-
-
-def idle_share(schedule: str, ranks: int, virtual: int, micro_batches: int) -> Fraction:
-    """The formula of docs/parallelism.md."""
-    waiting = ranks - 1 if "ZeroBubble" in schedule else 3 * (ranks - 1)
-    return Fraction(waiting, 3 * virtual * micro_batches + waiting)
 
 
 SCHEDULES = [

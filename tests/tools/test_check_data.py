@@ -111,8 +111,15 @@ def rewrite(prefix, place, token, claim=False):
     if claim:
         meta = json.loads(prefix.with_suffix(".meta.json").read_text())
         meta["bin"]["sha256"] = hashlib.sha256(ids).hexdigest()
-        meta["largest_token_id"] = int(ids.max())
-        prefix.with_suffix(".meta.json").write_text(json.dumps(meta))
+        path, largest = prefix.with_suffix(".meta.json"), int(ids.max())
+        path.write_bytes(claimed(path.read_bytes(), bin=meta["bin"], largest_token_id=largest))
+
+
+def claimed(data: bytes, **changes) -> bytes:
+    """A .meta.json that says something else, as one without a checksum could."""
+    meta = json.loads(data) | changes
+    del meta["checksum"]
+    return json.dumps(meta).encode()
 
 
 def test_a_changed_token_is_refused(shard, refused):
@@ -137,10 +144,11 @@ def test_an_end_of_text_in_the_wrong_place_is_refused(shard, tokenizer, refused)
         (".bin", lambda data: data[:-2], "bytes of the .bin"),
         (".bin", lambda data: data + b"00", "bytes of the .bin"),
         (".idx", lambda data: b"X" + data[1:], "magic of the .idx"),
-        (".meta.json", lambda data: data.replace(b'"tokens": 46', b'"tokens": 47'), "tokens, by"),
+        (".meta.json", lambda data: data.replace(b"append", b"prepend"), "checksum of the .meta"),
+        (".meta.json", lambda data: claimed(data, tokens=47), "tokens, by"),
         (
             ".meta.json",
-            lambda data: data.replace(b'_id": 269', b'_id": 268'),
+            lambda data: claimed(data, largest_token_id=268),
             "largest id: expected 268, found 269",
         ),
     ],
@@ -162,8 +170,8 @@ def test_lengths_and_pointers_that_were_changed_alike_are_seen_by_the_checksum(s
     prefix.with_suffix(".idx").write_bytes((prefix.parent / "other.idx").read_bytes())
     assert prefix.with_suffix(".idx").read_bytes() != index
     IndexedDataset(prefix)  # opens: it is a shard
-    meta = json.loads(prefix.with_suffix(".meta.json").read_text()) | {"append_eod": False}
-    prefix.with_suffix(".meta.json").write_text(json.dumps(meta))
+    path = prefix.with_suffix(".meta.json")
+    path.write_bytes(claimed(path.read_bytes(), append_eod=False))
     assert "sha256 of the .idx: expected" in refused("check_data", prefix)
 
 

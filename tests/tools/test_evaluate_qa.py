@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from tiny_run import save_run
 
+from megatron_yuyuan.checkpoint.identity import identity
 from megatron_yuyuan.checkpoint.model import load_model
+from megatron_yuyuan.evaluate import generate
 from megatron_yuyuan.evaluate.answers import read_predictions
 from megatron_yuyuan.evaluate.generate import answer
 from megatron_yuyuan.evaluate.scores import report, score
@@ -62,6 +64,36 @@ def test_greedy_answers_and_a_sample_are_written(run, evaluated):
     assert greedy in page and sample in page and "What is lupus?" in page
 
 
+def test_greedy_answers_and_one_sample_unless_it_is_told_otherwise(
+    command, run, questions, tmp_path, capsys
+):
+    """The scores are of these weights, which --json says."""
+    flags = ("--load", run, "--data", questions, "--max-new-tokens", 8, "--batch-size", 2)
+    command("evaluate_qa", *flags, "--json", "--output", tmp_path / "both.jsonl")
+    figures, both = json.loads(capsys.readouterr().out), read_predictions(tmp_path / "both.jsonl")
+    greedy, sample = figures["systems"]
+    assert list(both) == [greedy, sample] and greedy == f"{run.name}, greedy, max_new_tokens 8"
+    assert sample.endswith("temperature 0.7, top_k 0, top_p 0.6, repetition_penalty 1, seed 0")
+    assert figures["scored"] == identity(load_model(run).path)
+    command("evaluate_qa", *flags, "--greedy-only", "--output", tmp_path / "one.jsonl")
+    assert read_predictions(tmp_path / "one.jsonl") == {greedy: both[greedy]}
+    assert both[greedy] != both[sample]
+
+
+def test_the_batch_size_is_heard(command, run, questions, monkeypatch):
+    asked, generate_batch = [], generate.generate_batch
+
+    def watched(model, prompts, *args, **kwargs):
+        asked.append(len(prompts))
+        return generate_batch(model, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(generate, "generate_batch", watched)
+    flags = ("--load", run, "--data", questions, "--max-new-tokens", 2, "--greedy-only")
+    command("evaluate_qa", *flags, "--batch-size", 2)
+    command("evaluate_qa", *flags)
+    assert asked == [2, 1, 3]
+
+
 def test_answers_are_scored_again_without_a_model(command, evaluated, tmp_path, capsys):
     answers = evaluated / "answers.jsonl"
     again = tmp_path / "again.jsonl"
@@ -82,7 +114,7 @@ def test_answers_are_scored_again_without_a_model(command, evaluated, tmp_path, 
 def test_json_has_every_figure_and_its_protocol(command, evaluated, capsys):
     command("evaluate_qa", "--predictions", evaluated / "answers.jsonl", "--json")
     figures = json.loads(capsys.readouterr().out)
-    assert len(figures["systems"]) == 2
+    assert len(figures["systems"]) == 2 and figures["scored"] is None  # nobody knows
     for scores in figures["systems"].values():
         assert {*figures["signatures"], "pairs"} == set(scores) and scores["pairs"] == 3
         assert len(scores["sentence_bleu"]["method7"]) == 4
@@ -96,7 +128,7 @@ def test_an_export_and_its_run_answer_alike(command, run, questions, tmp_path, c
     for load in (run, f"hf:{tmp_path / 'hf'}", tmp_path / "hf"):
         output = tmp_path / "answers.jsonl"
         command("evaluate_qa", "--load", load, "--data", questions, "--limit", 2,
-                "--max-new-tokens", 6, "--output", output)  # fmt: skip
+                "--greedy-only", "--max-new-tokens", 6, "--output", output)  # fmt: skip
         [(name, answers)] = read_predictions(output).items()
         said.append(answers)
         assert name.startswith(f"{Path(load).name}, greedy, max_new_tokens 6")
@@ -135,7 +167,14 @@ def test_no_torch_is_imported_without_a_model(repository, evaluated):
         (("--predictions", "b", "--data", "c"), "--data is for --load"),
         (("--predictions", "b", "--ckpt-step", 3), "--ckpt-step is for --load"),
         (("--predictions", "b", "--top-p", 0.5), "--top-p is for --load"),
+        (("--predictions", "b", "--greedy-only"), "--greedy-only is for --load"),
         (("--load", "a", "--data", "b", "--limit", -1), "--limit is a number of pairs"),
+        (
+            ("--load", "a", "--data", "b", "--batch-size", 0),
+            "--batch-size is a number of questions",
+        ),
+        (("--load", "a", "--data", "b", "--temperature", 0), "--greedy-only asks for the greedy"),
+        (("--load", "a", "--data", "b", "--greedy-only", "--seed", 1), "--seed is of the sample"),
         (("--predictions", "missing.jsonl"), "cannot read missing.jsonl"),
     ],
 )

@@ -157,12 +157,15 @@ class RandomText:
 def build_trainer(config: Config):
     """Our trainer, on the ranks that were launched, with the kernels that the configuration asks for."""
     from megatron_yuyuan.kernels.choice import choose
+    from megatron_yuyuan.kernels.float8 import with_float8
     from megatron_yuyuan.parallel import mesh as mesh_module
     from megatron_yuyuan.train.loop import Trainer
     from megatron_yuyuan.train.state import build_state
 
     mesh = mesh_module.start(config.parallel)
     kernels, _ = choose(config.parallel.kernels, mesh.device)
+    if config.training.fp8_format != "none":
+        kernels = with_float8(kernels, config.parallel.kernels, mesh.device)
     return Trainer(config, build_state(config, mesh, kernels))
 
 

@@ -1,0 +1,90 @@
+"""The newest checkpoint that a run can go on from, and what was wrong with those after it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from megatron_yuyuan.checkpoint.dcp import TRACKER, checkpoint_path, whole_checkpoints
+from megatron_yuyuan.checkpoint.manifest import MANIFEST, verify_sizes
+from megatron_yuyuan.errors import DamagedError
+
+
+@dataclass(frozen=True)
+class Newest:
+    """What a directory offers to a run that is continued."""
+
+    path: Path | None
+    """None where nothing was ever saved."""
+    faults: tuple[str, ...] = ()
+    """What was passed over on the way to it, and why."""
+
+
+def newest_whole(directory: str | Path, strict: bool) -> Newest:
+    """The checkpoint that the tracker names or, if that is damaged, the newest before it that is not, as
+    far as sizes and state.json tell; without a tracker the newest of all.
+
+    Raises DamagedError: nothing whole is left of what was saved; and, if `strict`, where the first choice
+    is not to be had.
+    """
+    directory = Path(directory)
+    whole = _whole(directory)
+    first, fault = _first_choice(directory, whole)
+    if fault and strict:
+        _refuse(directory, [fault], "without --strict the newest whole checkpoint is taken")
+    faults = [fault] if fault else []
+    if later := [path.name for path in whole[:first]]:
+        faults.append(f"{TRACKER} says {whole[first].name}: {', '.join(later)} are left alone")
+    return _first_sound(directory, whole[first:], strict, faults)
+
+
+def newest_before(damaged: Path) -> Newest:
+    """The same of those before a checkpoint whose tensors were found to be damaged."""
+    older = [path for path in _whole(damaged.parent) if path.name < damaged.name]
+    return _first_sound(damaged.parent, older, False, [])
+
+
+def _first_sound(
+    directory: Path, candidates: list[Path], strict: bool, faults: list[str]
+) -> Newest:
+    for path in candidates:
+        try:
+            verify_sizes(path)
+            return Newest(path, tuple(faults))
+        except DamagedError as error:
+            if strict:
+                raise
+            faults = [*faults, error.what]
+    traces = [path for path in directory.glob("iter_*") if path.name.split("_")[1].isdigit()]
+    if faults or traces:  # a .tmp is no trace: no save has ended
+        faults = faults or [f"no iter_* there has its {MANIFEST}"]
+        _refuse(directory, faults, "a copy of it, or to begin anew another --save")
+    return Newest(None)
+
+
+def _whole(directory: Path) -> list[Path]:
+    """Whole checkpoints, the newest first; also one that a killed save had moved aside for another that
+    never came."""
+    old = (manifest.parent for manifest in directory.glob(f"iter_*.old/{MANIFEST}"))
+    made_way = [path for path in old if not path.with_suffix("").exists()]
+    return sorted([*whole_checkpoints(directory), *made_way], reverse=True)
+
+
+def _first_choice(directory: Path, whole: list[Path]) -> tuple[int, str]:
+    """Where in `whole` the tracker's checkpoint stands, and what is wrong with the tracker, if anything.
+    Those before it are of a run that was taken back."""
+    try:
+        said = (directory / TRACKER).read_bytes().strip()[:18]
+    except FileNotFoundError:
+        return 0, ""
+    except OSError as error:
+        return 0, f"{TRACKER} cannot be read: {error.strerror}"
+    named = checkpoint_path(directory, int(said)).name if said.isdigit() else ""
+    names = [path.name.removesuffix(".old") for path in whole]
+    if named in names:
+        return names.index(named), ""
+    return 0, f"{TRACKER} says {said.decode('ascii', 'replace')!r}, and that is not there"
+
+
+def _refuse(directory: Path, faults: list[str], remedy: str) -> NoReturn:
+    why = "the run would go on from elsewhere than it came to"
+    raise DamagedError(f"{directory}: {'; '.join(faults)}", why, remedy)

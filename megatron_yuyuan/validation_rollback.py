@@ -1,0 +1,28 @@
+"""Which answers to a loss spike can work."""
+
+from megatron_yuyuan.config import Config
+from megatron_yuyuan.errors import ConfigError
+from megatron_yuyuan.validation_layout import Problems
+
+
+def rollback_problems(config: Config) -> Problems:
+    """What happens at a spike, and whether there is a checkpoint to go back to."""
+    t, c = config.training, config.checkpoint
+    if not t.rollback_iters:
+        return
+    if t.skip_loss_spikes:
+        what = f"rollback_iters={t.rollback_iters} and skip_loss_spikes"
+        yield ConfigError(what, "a spike is taken back, or its step passed over", "one of the two")
+    for name in ("rollback_skip_batches", "max_rollbacks"):
+        if getattr(t, name) == 0:
+            what, why = f"{name}=0 with rollback_iters={t.rollback_iters}", "no spike would be mended"
+            yield ConfigError(what, why, "a number above 0, or leave it out")
+    if c.keep_last and c.save_interval and not c.save_retain_interval:
+        needed = 1 + -(-t.rollback_iters // c.save_interval)
+        if c.keep_last < needed:
+            yield ConfigError(
+                f"keep_last={c.keep_last} with save_interval={c.save_interval}, and "
+                f"rollback_iters={t.rollback_iters}",
+                "a checkpoint that is old enough would be gone",
+                f"--keep-last {needed}",
+            )
