@@ -27,9 +27,11 @@ test: $(VENV)/installed-dev  ## every test that fits in 20 minutes on two cores
 test-all: $(VENV)/installed-dev  ## the longer matrices too
 	$(pytest) $(TEST_FLAGS)
 
-lint: $(VENV)/installed-dev
+lint: $(VENV)/installed-dev  ## rules and format, types, and that imports only go down
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
+	$(python) -m mypy
+	$(python) -m pytest -q tests/test_floors.py
 
 clean:
 	rm -rf .venv quickstart

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 from megatron_yuyuan.checkpoint.dcp import find_checkpoint
@@ -17,6 +18,7 @@ from megatron_yuyuan.watch import lease
 from megatron_yuyuan.watch.exit_file import claim_exit
 from megatron_yuyuan.watch.heartbeat import Rank, Watched
 from megatron_yuyuan.watch.lost import losses_named
+from megatron_yuyuan.watch.verdict import report_of
 
 
 @contextmanager
@@ -50,8 +52,7 @@ def _held(save: str, rank: Rank, reached: int) -> Iterator[None]:
         try:
             held.append(lease.take(Path(save), rank.job, saved, reached))
         except NoProgressError as error:
-            report = {"class": error.kind, "status": error.status, "step": reached}
-            claim_exit(save, report | {"cause": error.what, "why": error.why, "rank": 0})
+            claim_exit(save, report_of(error, save, reached, asdict(rank)))
             raise
 
     if save:

@@ -112,6 +112,7 @@ def add_config_argument(parser: argparse._ActionsContainer, name: str, **options
         options |= {"type": int, "nargs": len(words) if words else "+", "metavar": words or "N"}
     else:
         choices = declared.metadata.get("choices")
+        assert isinstance(declared.type, type)  # int, float or str
         metavar = None if choices else declared.type.__name__.upper()
         options |= {"type": declared.type, "choices": choices, "metavar": metavar}
     parser.add_argument("--" + name.replace("_", "-"), **options)

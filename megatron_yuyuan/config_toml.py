@@ -9,6 +9,9 @@ from megatron_yuyuan.config import Config, config_fields
 from megatron_yuyuan.errors import ConfigError, refused_for_now
 from megatron_yuyuan.megatron_flags import not_yet
 
+ITEMS: dict[object, type] = {tuple[str, ...]: str, tuple[int, ...]: int}
+"""Type of a field that TOML writes as a list -> type of its items."""
+
 
 def to_toml(config: Config) -> str:
     """TOML text that `load_toml` reads back to an equal Config."""
@@ -79,7 +82,7 @@ def _checked(value, declared: dataclasses.Field, source: str):
         raise ConfigError(what, why, "a smaller number")
     if kind is float and type(value) is int:
         value = float(value)
-    items = {tuple[str, ...]: str, tuple[int, ...]: int}.get(kind)
+    items = ITEMS.get(kind)
     if items and isinstance(value, list) and all(type(item) is items for item in value):
         value = tuple(value)
     elif type(value) is not kind:

@@ -27,7 +27,7 @@ QUESTIONS = (
     "How is high blood pressure treated?",
 )
 """What a finetuning is asked."""
-SAMPLING = {"temperature": 0.7, "top_k": 40, "seed": 1}
+SAMPLING: dict = {"temperature": 0.7, "top_k": 40, "seed": 1}
 """Drawn, not greedy: the likeliest words of a young model repeat themselves. The seed is the same at
 every evaluation, so that what changes is the model."""
 

@@ -105,11 +105,9 @@ def _offset(tensor: Tensor) -> tuple[int, ...]:
     """Where this rank's part begins in the whole tensor."""
     if not isinstance(tensor, DTensor):
         return (0,) * tensor.dim()
-    return tuple(
-        compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)[
-            1
-        ]
-    )
+    mesh, placements = tensor.device_mesh, tensor.placements
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    return tuple(offset)
 
 
 def _local_sum(tensor: Tensor) -> Tensor:
@@ -123,9 +121,8 @@ def _local_sum(tensor: Tensor) -> Tensor:
     rows = max(1, PORTION // math.prod(local.shape[1:]))
     for first in range(0, len(local), rows):
         bits = local[first : first + rows]
-        total += torch.sum(
-            (2 * _scattered(_places(bits, shape, (first + offset[0], *offset[1:]))) + 1) * bits
-        )
+        places = _places(bits, shape, (first + offset[0], *offset[1:]))
+        total += torch.sum((2 * _scattered(places) + 1) * bits)
     return total
 
 

@@ -7,8 +7,8 @@ class: done, signal, interval, duration, rank_lost, usage, data, space, unsafe, 
 internal.
 status: 0 done, 1 a bug of ours, 2 a person must change something, 75 start the same command again. Of a rank
 that was lost, `rank`, `host`, `pid` and `signal` say which and how, and `why` the rest. A run removes the
-file when it starts. One that is refused before its ranks have met leaves none, nor does one whose every
-process was killed.
+file when it starts. One that is refused leaves none, unless that was one rank's doing while the others
+met; nor does one whose every process was killed.
 """
 
 import platform

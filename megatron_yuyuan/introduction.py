@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.loader import Dataset
+from megatron_yuyuan.kernels.adamw import local
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.model.lora import factor_shapes
 from megatron_yuyuan.parallel.mesh import Mesh
@@ -150,9 +151,9 @@ def bytes_by_pipeline_rank(state: TrainState) -> list[dict[str, int]]:
     does, whatever is gathered during a step; frozen weights have none.
     """
     parameters = [parameter for _, parameter in named_parameters(state.stages)]
-    local = [parameter.to_local() for parameter in parameters]
-    count, weights = sum(t.numel() for t in local), sum(t.nbytes for t in local)
-    learned = sum(p.to_local().nbytes for p in parameters if p.requires_grad)
+    held = [local(parameter) for parameter in parameters]
+    count, weights = sum(t.numel() for t in held), sum(t.nbytes for t in held)
+    learned = sum(local(p).nbytes for p in parameters if p.requires_grad)
     mine = {"parameters": count, "weights": weights, "gradients": learned, "moments": 2 * learned}
     everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, (state.mesh.rank("pipeline"), mine))

@@ -8,6 +8,7 @@ a laptop that has none of them, is said to be unchecked.
 from dataclasses import dataclass
 
 from megatron_yuyuan.config import Config
+from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
 from megatron_yuyuan.introduction import introduce_data, introduce_layout, table
 from megatron_yuyuan.log import Log
@@ -58,7 +59,9 @@ def rehearse(config: Config, samples) -> None:
     require_room(config, ranks, reports, log)
 
 
-def checked(config: Config, samples, ranks: int, log: Log) -> tuple[Config, tuple | None]:
+def checked(
+    config: Config, samples, ranks: int, log: Log
+) -> tuple[Config, tuple[Dataset, Dataset | None] | None]:
     """The configuration as the run would resolve it, and its training and validation set if named.
     Raises what the run would raise before its process group exists."""
     origin = named_origin(config, log)
@@ -142,7 +145,7 @@ def fitting(config: Config, ranks: int, capacity: float) -> list[str]:
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     recompute = {"recompute_activations": False, "recompute_granularity": "full"}
     recompute |= {"recompute_method": "uniform", "recompute_num_layers": 1}
-    tried = {
+    tried: dict[str, dict] = {
         "--sequence-parallel": {"sequence_parallel": True},
         **{
             f"--micro-batch-size {size}": {"micro_batch_size": size}

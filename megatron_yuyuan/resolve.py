@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megatron_yuyuan.checkpoint import hf_start, megatron_start
 from megatron_yuyuan.checkpoint.dcp import load_tensors, read_run, require_checkpoint
-from megatron_yuyuan.checkpoint.newest import Newest, newest_before, newest_whole
+from megatron_yuyuan.checkpoint.newest import Newest, named_checkpoint, newest_before, newest_whole
 from megatron_yuyuan.config import CheckpointConfig, Config, ModelConfig, config_fields
 from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.data import permutation
@@ -97,12 +97,12 @@ def starting_point(config: Config) -> Origin | None:
                 "finetuning starts from the weights of another run",
                 "--load RUN_DIRECTORY of the pretraining",
             )
-        return _checkpoint(require_checkpoint(checkpoint.load, step), True)
+        return _checkpoint(named_checkpoint(checkpoint.load, step), True)
     if checkpoint.load and not (checkpoint.finetune or foreign):
         own = _named(checkpoint)
     if own.path is None:
         return None
-    return _continued(own, checkpoint)
+    return _continued(own.path, own.faults, checkpoint)
 
 
 def _named(checkpoint: CheckpointConfig) -> Newest:
@@ -126,15 +126,14 @@ def fall_back(origin: Origin, config: Config, error: DamagedError) -> Origin:
         raise error from None
     if found.path is None:
         raise error
-    older = _continued(found, checkpoint)
+    older = _continued(found.path, found.faults, checkpoint)
     accept_changes(config, older)
     return replace(older, passed_over=(*origin.passed_over, error.what, *older.passed_over))
 
 
-def _continued(found: Newest, checkpoint: CheckpointConfig) -> Origin:
+def _continued(own: Path, passed_over: tuple[str, ...], checkpoint: CheckpointConfig) -> Origin:
     """A checkpoint that the run goes on from. Raises DataError: it cannot."""
-    own = found.path
-    origin = replace(_checkpoint(own, False), passed_over=found.faults)
+    origin = replace(_checkpoint(own, False), passed_over=passed_over)
     state = origin.state
     if state["data_order"] != permutation.VERSION:
         raise DataError(
@@ -161,8 +160,8 @@ def run_tokenizer(config: Config, origin: Origin | None) -> Tokenizer:
         tokenizer = open_tokenizer(data)
     else:
         tokenizer = read_tokenizer(origin.tokenizer)
-    theirs = origin and origin.state["tokenizer"]
-    if theirs and theirs["fingerprint"] != tokenizer.fingerprint:
+    theirs = origin.state["tokenizer"] if origin else None
+    if origin and theirs and theirs["fingerprint"] != tokenizer.fingerprint:
         raise DataError(
             f"{origin.path} was trained with tokenizer {theirs['fingerprint']}, not "
             f"{tokenizer.fingerprint}",
@@ -218,9 +217,9 @@ def _require_base(origin: Origin | None, given: ModelConfig) -> None:
 def _shape_of(origin: Origin, given: ModelConfig) -> dict:
     """The model's shape in a checkpoint. Raises ConfigError where flags or files say otherwise."""
     saved = from_dict({"model": origin.state["config"]["model"]}).model
-    fixed = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size")
-    fixed += ("max_position_embeddings", "vocab_size")
-    fixed += ("make_vocab_size_divisible_by", "layernorm_epsilon")
+    fixed = ["num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size"]
+    fixed += ["max_position_embeddings", "vocab_size"]
+    fixed += ["make_vocab_size_divisible_by", "layernorm_epsilon"]
     for name in fixed:
         mine, theirs = getattr(given, name), getattr(saved, name)
         if name == "ffn_hidden_size":

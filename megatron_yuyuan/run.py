@@ -80,7 +80,7 @@ def run(config: Config, samples, watched: Watched | None = None) -> None:
 
         rehearse(config, samples)
         return
-    stopping = Stopping(config.training)
+    stopping = Stopping(config.training, watched.signals if watched else None)
     reached = forget_exit(config.checkpoint)
     ranks = mesh_module.world_size()
     origin = starting_point(config)

@@ -3,6 +3,8 @@
 Everything but the introduction happens before a process group exists.
 """
 
+from typing import Protocol, runtime_checkable
+
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.blend import BlendedDataset, blend, parse_blend
 from megatron_yuyuan.data.gpt_dataset import GPTDataset, split_documents
@@ -16,6 +18,14 @@ from megatron_yuyuan.data.tokenizer import Tokenizer
 from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.parallel import mesh as mesh_module
+
+
+@runtime_checkable
+class OfShard(Dataset, Protocol):
+    """A data set that is no blend."""
+
+    shard: Pairs
+    """What it reads."""
 
 
 def text_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
@@ -150,9 +160,10 @@ def introduce_example(training_set: Dataset, tokenizer: Tokenizer, log: Log) -> 
         log.line(f"example, what stands in [[ ]] is not learned: {shown}")
 
 
-def shares(dataset: Dataset) -> list[tuple[Dataset, float]]:
+def shares(dataset: Dataset) -> list[tuple[OfShard, float]]:
     """The data sets that a blend reads, or the only one, each with its share of the samples."""
     if not isinstance(dataset, BlendedDataset):
+        assert isinstance(dataset, OfShard)
         return [(dataset, 1.0)]
     counts = [count / dataset.block for count in dataset.counts]
     return list(zip(dataset.datasets, counts, strict=True))

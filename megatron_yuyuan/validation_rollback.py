@@ -15,7 +15,10 @@ def rollback_problems(config: Config) -> Problems:
         yield ConfigError(what, "a spike is taken back, or its step passed over", "one of the two")
     for name in ("rollback_skip_batches", "max_rollbacks"):
         if getattr(t, name) == 0:
-            what, why = f"{name}=0 with rollback_iters={t.rollback_iters}", "no spike would be mended"
+            what, why = (
+                f"{name}=0 with rollback_iters={t.rollback_iters}",
+                "no spike would be mended",
+            )
             yield ConfigError(what, why, "a number above 0, or leave it out")
     if c.keep_last and c.save_interval and not c.save_retain_interval:
         needed = 1 + -(-t.rollback_iters // c.save_interval)

@@ -6,10 +6,15 @@ names: `training_log` and `evaluate_and_print_results` of megatron/training/trai
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_yuyuan.config import Config, LoggingConfig
 from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.log import Sink
+
+if TYPE_CHECKING:
+    import wandb
+    from torch.utils.tensorboard import SummaryWriter
 
 COURSE = {
     "lm loss": "lm_loss",
@@ -63,7 +68,7 @@ class TensorBoard(Sink):
         if self._writer:
             self._writer.close()
 
-    def _open(self):
+    def _open(self) -> "SummaryWriter":
         from torch.utils.tensorboard import SummaryWriter
 
         try:
@@ -114,6 +119,7 @@ class WeightsAndBiases(Sink):
         figures = scalars(COURSE | SPEED, values)
         if event != "evaluation":
             figures["samples vs steps"] = values["consumed_samples"]
+        assert self._run is not None  # started before the first step
         self._run.log(figures, step=values["iteration"])
 
     def close(self) -> None:

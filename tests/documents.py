@@ -98,7 +98,7 @@ def _split(line: str) -> list[str]:
 
 def _program(words: list[str]) -> bool:
     first = words[0].rpartition("/")[2] if words else ""
-    return first in PROGRAMS or bool(words) and words[0] in SHELL_SCRIPTS
+    return first in PROGRAMS or (bool(words) and words[0] in SHELL_SCRIPTS)
 
 
 def links(page: Path) -> Iterator[str]:

@@ -105,6 +105,25 @@ def test_each_thing_that_is_missing_is_an_error(ranks, prepared, tmp_path, chang
     assert finding.remedy
 
 
+def without_a_tokenizer(words: tuple) -> dict[str, list[Finding]]:
+    """The same, where the host of rank 1 lacks the tokenizer."""
+    at = words.index("--tokenizer-model") + 1
+    own = (*words[:at], "nothing_here", *words[at + 1 :])
+    return examined(own if dist.get_rank() == 1 else words)
+
+
+def test_a_file_that_one_host_lacks_is_an_error_of_its_rank(ranks, prepared, tmp_path):
+    layout = ("--tensor-model-parallel-size", 2)
+    flags = train_flags(prepared, tmp_path / "run", *layout)[1:]
+    found = ranks.run(2, without_a_tokenizer, flags)
+    [error] = [finding for finding in found["tokenizer"] if finding.level == ERROR]
+    assert "nothing_here" in error.said
+    assert error.said.endswith("(rank 1)")
+    assert found["configuration"][0].level == WARNING  # rank 0 came further
+    assert "group all" in found
+    assert "group tensor" not in found  # the mesh of the layout is not built by one rank alone
+
+
 def test_questions_are_opened_as_finetuning_opens_them(ranks, prepared, tmp_path):
     flags = train_flags(prepared, tmp_path / "run")[1:]
     at = flags.index("--data-path")
@@ -284,6 +303,7 @@ def test_a_gpu_that_is_too_small_is_a_warning():
     small = memory_finding([(60 * gib, 80 * gib), (79.9 * gib, 80 * gib)])
     assert small.level == WARNING
     assert "on rank 1" in small.said
+    assert "4 GiB are assumed" in small.why
     assert "--dry-run" in small.remedy
 
 

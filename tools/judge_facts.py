@@ -187,7 +187,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(args)
     if options.limit < 0:
         parser.error("--limit is a number of questions, 0 for all")
-    if options.no_below > options.yes_above:
+    if not options.no_below <= options.yes_above:
         parser.error("--no-below is at most --yes-above; between them the verdict is unsure")
     if options.question is None and (options.answer or options.alternative or options.context):
         parser.error("--answer, --alternative and --context belong to --question; a file has keys")

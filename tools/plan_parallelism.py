@@ -80,7 +80,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--reserve-gib", type=float, default=RESERVED_GIB, metavar="GIB",
-        help=f"memory of each GPU that tensors cannot use (default: {RESERVED_GIB:g})",
+        help=f"memory of each GPU that tensors cannot use (default: {RESERVED_GIB:g}, assumed)",
     )  # fmt: skip
     parser.add_argument(
         "--tokens", type=float, default=1e9, metavar="N", help="hours are for (default: 1e9)"
@@ -99,10 +99,12 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
 
 def _check(options: argparse.Namespace) -> None:
     """Raises ConfigError for values that no search could start with."""
-    for name in ("gpus", "gpus_per_node", "top", "tokens"):
-        if getattr(options, name) < 1:
+    least = dict.fromkeys(("gpus", "gpus_per_node", "top", "tokens"), 1)
+    for name, smallest in (least | {"inter_node_bandwidth": 0, "reserve_gib": 0}).items():
+        if not getattr(options, name) >= smallest:  # nan is not
             flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} {getattr(options, name)}", "there is nothing to plan", flag)
+            given = f"{flag} {getattr(options, name)}"
+            raise ConfigError(given, "there is nothing to plan", f"{flag} {smallest} or more")
     if options.gpus > options.gpus_per_node and options.gpus % options.gpus_per_node:
         raise ConfigError(
             f"--gpus {options.gpus} on nodes of {options.gpus_per_node}",

@@ -1,6 +1,6 @@
 """Write docs/cli.md: every flag of every command, from the parsers themselves.
 
-    python tools/write_cli_reference.py            # docs/cli.md, compared by tests/test_documentation.py
+    python tools/write_cli_reference.py            # docs/cli.md, compared by tests/test_links.py
 
 A flag is documented where it is declared: in megatron_yuyuan/config.py for training, in a tool's own
 parser else. Nothing but those places and this command is edited.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_yuyuan.checkpoint.dcp import save_checkpoint
+from megatron_yuyuan.checkpoint.dcp import save_checkpoint, to_disk
 from megatron_yuyuan.checkpoint.model import StoredModel, fill
 from megatron_yuyuan.checkpoint.space import NO_SPACE
 from megatron_yuyuan.config_toml import from_dict, to_toml
@@ -38,10 +38,12 @@ def new_directory(target: str | Path) -> Iterator[Path]:
         fault_point("convert.made")
         yield partial
         fault_point("convert.written")
-        _to_disk(*partial.rglob("*"), partial)
+        for entry in (*partial.rglob("*"), partial):
+            to_disk(entry)
+            fault_point("convert.file_synced")
         os.rename(partial, target)
         fault_point("convert.renamed")
-        _to_disk(target.parent)
+        to_disk(target.parent)
     except OSError as error:
         kind = SpaceError if error.errno in NO_SPACE else DataError
         raise kind(
@@ -63,15 +65,6 @@ def scratch_beside(partial: Path) -> Iterator[Path]:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _to_disk(*paths: Path) -> None:
-    """Flush files and directories."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-        fault_point("convert.file_synced")
 
 
 def write_run(source: StoredModel, partial: Path) -> None:

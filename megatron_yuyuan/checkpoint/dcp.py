@@ -227,7 +227,7 @@ def _write_json(path: Path, content: dict) -> None:
 
 def _refused(final: Path, error: OSError | CheckpointException) -> DataError:
     """The error for a checkpoint that its place did not take."""
-    causes = [error]
+    causes: list[BaseException] = [error]
     if isinstance(error, CheckpointException):
         causes = [found for found, _ in error.failures.values()]
     for cause in causes:
@@ -277,7 +277,7 @@ def _publish(partial: Path, final: Path) -> None:
     """Put a whole directory under its name: every file and the directory itself on the disk
     first, and the new name on the disk when it returns."""
     for entry in (*partial.iterdir(), partial):
-        _sync(entry)
+        to_disk(entry)
         fault_point("save.file_synced")
     if final.exists():  # the same iteration saved again after a restart: the old one makes way
         aside = final.with_name(final.name + ".old")
@@ -288,10 +288,10 @@ def _publish(partial: Path, final: Path) -> None:
     else:
         os.rename(partial, final)
     fault_point("save.renamed")
-    _sync(final.parent)
+    to_disk(final.parent)
 
 
-def _sync(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Flush a file or a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)

@@ -42,7 +42,7 @@ def write_shards(
         model = GPT2(config).to(dtype)
     planned = {n: huggingface_tensor(n, t, config) for n, t in model.state_dict().items()}
     shards = _plan({name: tensor.nbytes for name, tensor in planned.items()}, shard_bytes)
-    where = {}
+    where: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = "model.safetensors"
         if len(shards) > 1:
@@ -51,7 +51,7 @@ def write_shards(
             stream.write(_header({PREFIX + name: planned[name] for name in sorted(names)}))
             for name in sorted(names):
                 tensor = huggingface_tensor(name, weights[name], config).to(dtype)
-                stream.write(tensor.flatten().view(torch.uint8).numpy())
+                stream.write(tensor.flatten().view(torch.uint8).numpy().data)
                 fault_point("convert.in_file")
         where |= {PREFIX + name: file for name in names}
     if len(shards) > 1:

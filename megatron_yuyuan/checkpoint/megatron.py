@@ -87,13 +87,13 @@ class MegatronWeights(Mapping[str, Tensor]):
         given = {fused_name(n.removeprefix("module.")): n for n in shapes if not n.endswith(EXTRA)}
         with torch.device("meta"):
             expected = {n: tuple(t.shape) for n, t in GPT2(config).state_dict().items()}
-        self._theirs = {name: given.get(fused_name(megatron_name(name))) for name in expected}
         found = {fused_name(n): tuple(shapes[theirs]) for n, theirs in given.items()}
         wanted = {fused_name(megatron_name(name)): shape for name, shape in expected.items()}
         rows = fused_name(megatron_name("wte.weight"))
         if found.get(rows, (0, 0))[0] >= config.vocab_size:  # padded as any tensor degree wants it
             wanted[rows] = (found[rows][0], config.hidden_size)
         require_shapes(found, wanted)
+        self._theirs = {name: given[fused_name(megatron_name(name))] for name in expected}
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._tensors[self._theirs[name]]

@@ -180,5 +180,6 @@ class _Stacked(dcp.DefaultSavePlanner):
     def resolve_data(self, write_item: WriteItem) -> Tensor:
         theirs, offset = write_item.index.fqn, write_item.index.offset
         stacked = theirs.startswith(LAYERS)
+        assert offset is not None  # `_item` gave one
         tensor = self._weights[self._ours[theirs, offset[0] if stacked else 0]].detach().float()
         return tensor[None] if stacked else tensor

@@ -106,7 +106,7 @@ def open_legacy(
 ) -> tuple[LegacyTensors, dict[str, tuple[int, ...]], argparse.Namespace]:
     """The tensors of all ranks, their shapes, and the arguments, by way of safetensors files in `scratch`.
     Runs whatever the files bring: a person must have said that they are trusted. Raises DataError."""
-    program = [sys.executable, "-c", WITHOUT_NETWORK, path, scratch]
+    program = [sys.executable, "-c", WITHOUT_NETWORK, str(path), str(scratch)]
     ended = subprocess.run(program, capture_output=True, text=True, check=False)
     for line in ended.stderr.splitlines():
         if line.startswith("warning:"):
@@ -126,8 +126,8 @@ def open_legacy(
             path, "checkpoint_version is below 2, which orders the rows of QKV otherwise"
         )
     stages = [[part for _, part in sorted(by_stage[s].items())] for s in sorted(by_stage)]
-    tensors = LegacyTensors(_join(stages))
-    return tensors, tensors.shapes, argparse.Namespace(**arguments)
+    joined = LegacyTensors(_join(stages))
+    return joined, joined.shapes, argparse.Namespace(**arguments)
 
 
 def _join(stages: list[list[SafetensorsFiles]]) -> dict[str, list[tuple[SafetensorsFiles, str]]]:

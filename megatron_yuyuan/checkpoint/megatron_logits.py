@@ -33,7 +33,8 @@ class NoGenerator:
 
 def main(path: Path, shape: Path, output: Path) -> None:
     """Write {"logits": (B, T, vocab_size)} of the probe's tokens."""
-    torch.cuda.current_device = lambda: "cpu"
+    # Megatron-core makes its tensors there
+    torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
     from megatron.core import parallel_state, tensor_parallel
 
     tensor_parallel.get_cuda_rng_tracker = lambda *_, **__: NoGenerator()

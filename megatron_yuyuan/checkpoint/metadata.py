@@ -59,8 +59,9 @@ class SafeReader(dcp.FileSystemReader):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        content = (path / ".metadata").read_bytes()  # no length in it can ask for more than there is
-        self._metadata = _RestrictedUnpickler(io.BytesIO(content)).load()
+        # in memory first: then no length that it states can ask for more than there is
+        content = io.BytesIO((path / ".metadata").read_bytes())
+        self._metadata = _RestrictedUnpickler(content).load()
         if not isinstance(self._metadata, Metadata):
             raise TypeError("it describes no tensors")
         _require_inside(path, self._metadata)

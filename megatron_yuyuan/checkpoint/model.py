@@ -15,7 +15,6 @@ from megatron_yuyuan.checkpoint.dcp import (
     find_checkpoint,
     load_tensors,
     read_run,
-    require_checkpoint,
 )
 from megatron_yuyuan.checkpoint.hf_directory import (
     read_config,
@@ -25,6 +24,7 @@ from megatron_yuyuan.checkpoint.hf_directory import (
 )
 from megatron_yuyuan.checkpoint.hf_format import HuggingFaceWeights
 from megatron_yuyuan.checkpoint.manifest import verify_export
+from megatron_yuyuan.checkpoint.newest import named_checkpoint
 from megatron_yuyuan.checkpoint.stored import StoredWeights
 from megatron_yuyuan.config import Config, ModelConfig, ParallelConfig, TrainingConfig
 from megatron_yuyuan.config_toml import from_dict
@@ -79,6 +79,7 @@ class LoadedModel:
     @property
     def weights(self) -> dict[str, Tensor]:
         """By name, of a model that is not divided."""
+        assert isinstance(self.model, GPT2)
         return self.model.state_dict()
 
 
@@ -90,7 +91,7 @@ def open_model(directory: str | Path, iteration: int | None = None) -> StoredMod
         config = read_config(directory)
         tokenizer = read_fitting_tokenizer(directory, config)
         template = _noted_template(directory)
-        weights = HuggingFaceWeights(read_tensors(directory), config)
+        weights: Mapping[str, Tensor] = HuggingFaceWeights(read_tensors(directory), config)
         state = imported_state(config, tokenizer, template)
         return StoredModel(config, weights, tokenizer, template, state, directory)
     path, state, tokenizer = _open_run(directory, iteration)
@@ -153,7 +154,7 @@ def load_divided_model(
 
 def _open_run(directory: Path, iteration: int | None) -> tuple[Path, dict, Tokenizer]:
     """A checkpoint of a run, its state.json, and the tokenizer beside it. Raises DataError."""
-    path = require_checkpoint(directory, iteration)
+    path = named_checkpoint(directory, iteration)
     state = read_run(path)
     tokenizer = read_tokenizer(directory / "tokenizer")
     expected = state["tokenizer"]["fingerprint"]

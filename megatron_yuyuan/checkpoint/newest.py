@@ -4,7 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from megatron_yuyuan.checkpoint.dcp import TRACKER, checkpoint_path, whole_checkpoints
+from megatron_yuyuan.checkpoint.dcp import (
+    TRACKER,
+    checkpoint_path,
+    require_checkpoint,
+    whole_checkpoints,
+)
 from megatron_yuyuan.checkpoint.manifest import MANIFEST, verify_sizes
 from megatron_yuyuan.errors import DamagedError
 
@@ -30,11 +35,23 @@ def newest_whole(directory: str | Path, strict: bool) -> Newest:
     whole = _whole(directory)
     first, fault = _first_choice(directory, whole)
     if fault and strict:
-        _refuse(directory, [fault], "without --strict the newest whole checkpoint is taken")
+        _refuse(
+            directory,
+            [fault],
+            "a whole one, by --ckpt-step; a run that is continued goes on without --strict",
+        )
     faults = [fault] if fault else []
     if later := [path.name for path in whole[:first]]:
         faults.append(f"{TRACKER} says {whole[first].name}: {', '.join(later)} are left alone")
     return _first_sound(directory, whole[first:], strict, faults)
+
+
+def named_checkpoint(directory: str | Path, iteration: int | None = None) -> Path:
+    """The checkpoint of an iteration, None the first choice and no other: what a person opens by name to use
+    its weights. Raises DataError."""
+    if iteration is not None:
+        return require_checkpoint(directory, iteration)
+    return newest_whole(directory, strict=True).path or require_checkpoint(directory)
 
 
 def newest_before(damaged: Path) -> Newest:

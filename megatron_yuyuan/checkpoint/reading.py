@@ -23,9 +23,10 @@ means that there is more than tensors."""
 def reading(path: Path, *also: type[Exception]) -> Iterator[None]:
     """Raises DataError, naming `path`, where within it the system or a library refuses to read. also: more
     exceptions by which one does."""
+    refusals: tuple[type[Exception], ...] = (OSError, SafetensorError, *also)
     try:
         yield
-    except (OSError, SafetensorError, *also) as error:
+    except refusals as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]  # torch's go on for a page
         raise DataError(
             f"{path} cannot be read: {said}",

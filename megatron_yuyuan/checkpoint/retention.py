@@ -54,8 +54,8 @@ def remove_superseded(
 def best_checkpoint(directory: str | Path, last: int) -> tuple[Path, float] | None:
     """The checkpoint of lowest validation loss, of equal ones the latest, with that loss; None where none
     has one. Those after iteration `last` are of a run that was taken back."""
-    found = {_iteration(path): path for path in whole_checkpoints(directory)}
-    found = {i: path for i, path in found.items() if i is not None and i <= last}
+    numbered = {_iteration(path): path for path in whole_checkpoints(directory)}
+    found = {i: path for i, path in numbered.items() if i is not None and i <= last}
     losses = dict(_validation_losses(found))
     if not losses:
         return None

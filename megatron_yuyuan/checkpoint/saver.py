@@ -199,6 +199,7 @@ class BackgroundSaver(Saver):
         begun, iteration = time.perf_counter(), self._state.iteration
         self._wait()
         staged = self._stager.stage(self._state.tensors())
+        assert isinstance(staged, dict)  # a future, were the staging asynchronous
         future = self._thread.submit(
             self._write, begun, iteration, staged, self._document(validation_loss)
         )

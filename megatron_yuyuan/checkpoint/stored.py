@@ -30,13 +30,10 @@ class StoredTensors:
         with reading(path / ".metadata", *DAMAGED_PICKLE):
             self._reader = SafeReader(path)
         described = self._reader.read_metadata().state_dict_metadata
-        self.shapes = {
-            name: tuple(tensor.size)
-            for name, tensor in described.items()
-            if isinstance(tensor, TensorStorageMetadata)
-        }
+        tensors = {n: t for n, t in described.items() if isinstance(t, TensorStorageMetadata)}
+        self.shapes = {name: tuple(tensor.size) for name, tensor in tensors.items()}
         """Name -> global shape."""
-        self._dtypes = {name: described[name].properties.dtype for name in self.shapes}
+        self._dtypes = {name: tensor.properties.dtype for name, tensor in tensors.items()}
 
     def read(self, name: str, row: int | None = None) -> Tensor:
         """A tensor of shape S; or with `row`, of a tensor of shape (L, *S), that row, of shape S."""
@@ -64,7 +61,9 @@ class _OneChunk(dcp.DefaultLoadPlanner):
         self._name, self._chunk = name, chunk
 
     def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None  # set_up_planner has been here
         saved = self.metadata.state_dict_metadata[self._name]
+        assert isinstance(saved, TensorStorageMetadata)  # one of `shapes`
         return LoadPlan(create_read_items_for_chunk_list(self._name, saved, [self._chunk]))
 
     def lookup_tensor(self, index) -> Tensor:

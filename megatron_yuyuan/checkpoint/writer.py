@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 
 from megatron_yuyuan.faults import fault_point
 
+BESIDE = 1 << 18
+"""Bytes from which on a piece is digested by a thread beside: to hand over less takes longer."""
 PORTION = 1 << 25
 """Bytes after which a file is sent on its way to the disk."""
 
@@ -49,15 +52,25 @@ class _DigestingFileSystem(FileSystem):
 
 
 class _DigestingStream(io.IOBase):
-    """Passes bytes on to a file opened for writing, and knows their number and sha256."""
+    """Passes bytes on to a file opened for writing, and knows their number and sha256.
+
+    A thread digests a large piece while this one writes it, and is waited for before the piece may be changed:
+    neither is copied.
+    """
 
     def __init__(self, raw: io.IOBase):
         self._raw, self._sha256, self._bytes, self._sent = raw, hashlib.sha256(), 0, 0
+        self._beside = ThreadPoolExecutor(1, "sha256")
 
     def write(self, data) -> int:
-        self._raw.write(data)
-        self._sha256.update(data)
         size = memoryview(data).nbytes
+        if size < BESIDE:
+            self._sha256.update(data)
+            self._raw.write(data)
+        else:
+            digested = self._beside.submit(self._sha256.update, data)
+            self._raw.write(data)
+            digested.result()
         self._bytes += size
         if self._bytes - self._sent >= PORTION and hasattr(os, "posix_fadvise"):
             self._send()
@@ -86,4 +99,5 @@ class _DigestingStream(io.IOBase):
         return True
 
     def entry(self) -> dict:
+        self._beside.shutdown()
         return {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}

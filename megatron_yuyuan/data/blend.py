@@ -95,8 +95,8 @@ def parse_blend(words: Sequence[str], flag: str) -> tuple[list[str], list[float]
     numbers = [_number(word) for word in words]
     if all(number is None for number in numbers):
         return list(words), None
-    weights, prefixes = numbers[0::2], words[1::2]
-    if len(words) % 2 or None in weights or any(n is not None for n in numbers[1::2]):
+    weights, prefixes = [n for n in numbers[0::2] if n is not None], words[1::2]
+    if 2 * len(weights) != len(words) or any(n is not None for n in numbers[1::2]):
         raise ConfigError(
             f"{flag} {' '.join(words)}: weights and prefixes do not alternate",
             "every shard has its weight, or none has one",

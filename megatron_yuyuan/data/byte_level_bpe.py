@@ -199,7 +199,7 @@ def _gpt2_backend(vocab: dict[str, int], merges: list[str], source: str) -> toke
             "the file as it was published",
         )
     try:
-        pairs = [tuple(merge.split(" ")) for merge in merges]
+        pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
         backend = tokenizers.Tokenizer(models.BPE(vocab, pairs))
     except Exception as error:  # the library raises nothing finer
         raise DataError(

@@ -23,7 +23,7 @@ def verify(shard: IndexedDataset, vocab_size: int | None, eod: int | None) -> No
     digest, largest, ends = hashlib.sha256(), -1, 0
     for at in range(0, shard.num_tokens, BLOCK):
         ids = shard.tokens(at, min(at + BLOCK, shard.num_tokens))
-        digest.update(ids)
+        digest.update(ids.data)
         largest = max(largest, int(ids.max()))
         _check_ids(shard, at, ids, vocab_size)
         if eod is not None:

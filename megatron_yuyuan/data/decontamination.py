@@ -179,7 +179,8 @@ def _strings_of_json(text: str) -> Iterator[str]:
     decoder, position = json.JSONDecoder(), 0
     while position < len(text):
         value, position = decoder.raw_decode(text, position)
-        position = JSON_SPACE.match(text, position).end()
+        space = JSON_SPACE.match(text, position)
+        position = space.end() if space else position
         pending = [value]
         while pending:
             value = pending.pop()

@@ -16,6 +16,7 @@ from megatron_yuyuan.data.byte_level_bpe import ByteLevelBPE
 from megatron_yuyuan.data.tokenizer_base import Tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
 
+Ids = list[int] | np.ndarray
 CHOICES = ("auto", "reference", "fast")
 AUDIT_INTERVAL = 500
 """Texts 0, 500, 1000, ... of every process are encoded a second time, by the tokenizer: a tenth of the
@@ -62,13 +63,15 @@ class FastEncoder:
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """See Encoder. On the calling thread. Raises DataError also where the two differ."""
         fast, reference = self._encode_text, self._tokenizer.encode
-        rows = [fast(text) if _is_in_plane_0(text) else reference(text) for text in texts]
+        rows: list[Ids] = [
+            fast(text) if _is_in_plane_0(text) else reference(text) for text in texts
+        ]
         for place in range(-self._seen % AUDIT_INTERVAL, len(texts), AUDIT_INTERVAL):
             self._audit(texts[place], rows[place])
         self._seen += len(texts)
         return _join(rows, self._dtype)
 
-    def _audit(self, text: str, row: Sequence[int]) -> None:
+    def _audit(self, text: str, row: Ids) -> None:
         actual, expected = list(map(int, row)), self._tokenizer.encode(text)
         if actual == expected:
             return
@@ -140,7 +143,7 @@ def _is_in_plane_0(text: str) -> bool:
         return False
 
 
-def _join(rows: Sequence[Sequence[int]], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+def _join(rows: Sequence[Ids], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """Rows of ids, one after another, and their lengths. No row at all gives two empty arrays."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     empty = np.empty(0, dtype)

@@ -12,18 +12,23 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from megatron_yuyuan.errors import ConfigError, DataError, SpaceError
 from megatron_yuyuan.faults import fault_point
 
+if TYPE_CHECKING:
+    import zstandard
+
 HOST = re.sub(r"[^A-Za-z0-9-]", "_", platform.node())
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 """How compressed files begin."""
+Input = io.BufferedReader | gzip.GzipFile
+"""What reads bytes ahead of who asks for them: `peek`."""
 
 
 @contextmanager
-def open_input(path: str | Path) -> Iterator[BinaryIO]:
+def open_input(path: str | Path) -> Iterator[Input]:
     """Open a file for buffered reading of its (decompressed) bytes; gzip and zstd are known by their
     first bytes, not by a name.
 
@@ -66,7 +71,7 @@ def is_compressed(path: str | Path) -> bool:
         raise cannot_read(path, error) from None
 
 
-def _decompressed(raw: BinaryIO, magic: bytes, path: str | Path) -> BinaryIO:
+def _decompressed(raw: io.BufferedReader, magic: bytes, path: str | Path) -> Input:
     """A buffered stream of the content; isal (extra `fast`) unzips three times as fast as zlib."""
     if magic[:2] == GZIP:
         try:
@@ -93,7 +98,7 @@ def _damage() -> tuple[type[Exception], ...]:
     with suppress(ImportError):
         from isal import igzip_lib
 
-        kinds.append(igzip_lib.IsalError)
+        kinds.append(igzip_lib.IsalError)  # type: ignore[arg-type]  # isal's stub takes it for an instance
     with suppress(ImportError):
         import zstandard
 
@@ -107,7 +112,8 @@ class _ZstdFrames(io.RawIOBase):
 
     def __init__(self, raw: BinaryIO, decompressor):
         self._raw, self._decompressor = raw, decompressor
-        self._frame, self._compressed, self._content = None, b"", b""
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._compressed = self._content = b""
 
     def readable(self) -> bool:
         return True

@@ -54,8 +54,8 @@ class IndexedDatasetWriter:
         self, prefix: str | Path, dtype: np.dtype | type, files: AtomicFiles | None = None
     ):
         self.prefix, self.dtype = str(prefix), np.dtype(dtype)
-        self._owned = AtomicFiles() if files is None else None
-        self._files = files or self._owned
+        self._files = files or AtomicFiles()
+        self._owned = self._files if files is None else None
         self._bin = self._files.open(f"{self.prefix}.bin")
         self._digest = hashlib.sha256()
         self._index = IndexWriter(Path(prefix).parent, self.dtype)
@@ -136,8 +136,8 @@ class IndexedDatasetWriter:
                 )
             self._largest = max(self._largest, extreme)
         content = np.ascontiguousarray(ids, dtype=self.dtype)
-        self._bin.write(content)
-        self._digest.update(content)
+        self._bin.write(content.data)
+        self._digest.update(content.data)
         self.num_tokens += len(ids)
 
 
@@ -205,10 +205,10 @@ class IndexedDataset:
             expect(self.prefix, f"{name}, by the .meta.json", described[name], found)
         expect(self.prefix, "bytes of the .bin, by the .meta.json", described["bin"]["bytes"], size)
         if described.get("sequences_per_document") is None:
-            found = hashlib.sha256(self._index).hexdigest()
-            expect(self.prefix, "sha256 of the .idx", described["idx"]["sha256"], found)
-        found = _checksum(described)
-        expect(self.prefix, "checksum of the .meta.json", described.get("checksum", found), found)
+            digest = hashlib.sha256(self._index.data).hexdigest()
+            expect(self.prefix, "sha256 of the .idx", described["idx"]["sha256"], digest)
+        digest = _checksum(described)
+        expect(self.prefix, "checksum of the .meta.json", described.get("checksum", digest), digest)
 
     @property
     def num_documents(self) -> int:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,7 @@ def _block_decoder(key: str) -> Callable[[bytes], list[str] | None]:
         import msgspec
     except ImportError:
         return lambda block: None
-    line = msgspec.defstruct("Line", [("text", str)], rename={"text": key}, gc=False)
+    line: Any = msgspec.defstruct("Line", [("text", str)], rename={"text": key}, gc=False)
     decoder = msgspec.json.Decoder(line)
 
     def decode(block: bytes) -> list[str] | None:

@@ -83,7 +83,7 @@ def _read_file(path: Path, dropped: Counter) -> Iterator[QuestionAnswer]:
         for element in elements:
             question, answer = _child(element, "question"), _child(element, "answer")
             asked, cleaned = clean_text(text_of(question)), clean_answer(_layout_of(answer))
-            if asked and cleaned:
+            if question is not None and asked and cleaned:
                 qtype = question.get("qtype", "")
                 yield QuestionAnswer(asked, cleaned, focus, source, _document_id(document), qtype)
             elif asked and text_of(answer):

@@ -88,9 +88,9 @@ def read_archive(archive: bytes) -> dict[str, bytes]:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as members:
             paths = [(member, _path_below(member)) for member in members]
             return {
-                path: members.extractfile(member).read()
+                path: file.read()
                 for member, path in paths
-                if member.isfile()
+                if member.isfile() and (file := members.extractfile(member)) is not None
             }
     except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
         raise DataError(
@@ -121,7 +121,8 @@ def git_tree_id(files: Mapping[str, bytes]) -> str:
 
 
 def _tree(files: Mapping[str, bytes]) -> bytes:
-    entries, folders = [], {}
+    entries: list[tuple[str, str, bytes]] = []
+    folders: dict[str, dict[str, bytes]] = {}
     for path, content in files.items():
         name, slash, below = path.partition("/")
         if slash:

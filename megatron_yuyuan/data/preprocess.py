@@ -101,15 +101,15 @@ class Preparation:
         return WrittenShard(writer, report)
 
     def _scanned(self, units: Sequence[Unit]) -> list[ScannedUnit]:
-        scanned, first = [], 0
-        descriptions = [self.done(unit) for unit in units]
-        if missing := [unit for unit, done in zip(units, descriptions, strict=True) if not done]:
+        scanned: list[ScannedUnit] = []
+        first, described = 0, {unit: done for unit in units if (done := self.done(unit))}
+        if missing := [unit for unit in units if unit not in described]:
             raise DataError(
                 f"{len(missing)} of {len(units)} units of the input are not done, the first is {missing[0]}",
                 "what is kept is decided over all of them",
                 "the same command for the tasks that did not end well",
             )
-        for unit, description in zip(units, descriptions, strict=True):
+        for unit, description in described.items():
             files, sources = UnitFiles(self.folder, unit.number), [p.source for p in unit.parts]
             scanned.append(ScannedUnit(files, description, sources, first))
             first += scanned[-1].documents

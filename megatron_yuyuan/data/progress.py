@@ -65,7 +65,6 @@ def _bar():
     )
 
     documents = TextColumn("{task.fields[documents]} documents")
-    columns = "{task.description}", BarColumn(), "{task.percentage:.0f} %", documents
-    console = Console(stderr=True)
-    columns = *columns, TimeElapsedColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=console, auto_refresh=False)  # no thread: we fork
+    done = "{task.description}", BarColumn(), "{task.percentage:.0f} %", documents
+    times, console = (TimeElapsedColumn(), TimeRemainingColumn()), Console(stderr=True)
+    return Progress(*done, *times, console=console, auto_refresh=False)  # no thread: we fork

@@ -120,7 +120,8 @@ def _name(element: etree._Element) -> str:
 
 
 def _citation(element: etree._Element) -> Citation:
-    pmid, title, sections, languages, is_retracted = None, "", [], (), False
+    pmid, title, sections, is_retracted = None, "", [], False
+    languages: tuple[str, ...] = ()
     for part in element.iter(*PARTS):
         tag = part.tag
         if tag == "AbstractText":
@@ -162,8 +163,8 @@ def _pmid(element: etree._Element | None) -> tuple[int, int]:
 def number_of(text: str | None, below: int) -> int | None:
     """The number that a text is, or None where it is none from 0 to `below`."""
     try:
-        number = int(text)
-    except (TypeError, ValueError):  # nothing, no number, or thousands of digits
+        number = int(text or "")
+    except ValueError:  # nothing, no number, or thousands of digits
         return None
     return number if 0 <= number < below else None
 

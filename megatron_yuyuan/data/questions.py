@@ -27,7 +27,8 @@ def write_questions(
 ) -> tuple[list[IndexedDatasetWriter], dict]:
     """Write PREFIX_{train,valid,test}_qa_document and .jsonl, or PREFIX_qa_document; returns the shards
     and a report as `make_report` makes it. Raises DataError: a bad file, no pair at all."""
-    dropped, bad = Counter(), {}
+    dropped: Counter[str] = Counter()
+    bad: dict[Source, str] = {}
     pairs = list(read_questions(sources, dropped, bad if skip_bad_files else None))
     if not pairs:
         raise DataError(

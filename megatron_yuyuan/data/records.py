@@ -46,7 +46,8 @@ class RunWriter:
     """Writes RUN records of one kind in sorted blocks, in constant memory; without any, no file."""
 
     def __init__(self, stream: Callable[[], BinaryIO]):
-        self._stream, self._waiting, self._count = stream, [], 0
+        self._stream, self._count = stream, 0
+        self._waiting: list[np.ndarray] = []
         self.blocks: list[int] = []
         """Records of each block."""
 

@@ -179,7 +179,7 @@ class _UnitScan:
     def __init__(self, scanner: Scanner, unit: Unit, writer: UnitWriter):
         self.scanner, self.recipe, self.writer = scanner, scanner.recipe, writer
         self.unit = unit
-        self.parts = [{"documents": 0, "notes": {}, "overlaps": []} for _ in unit.parts]
+        self.parts: list[dict] = [{"documents": 0, "notes": {}, "overlaps": []} for _ in unit.parts]
         """Of each part what was read of it, what there is to note, and its error if the file is bad."""
 
     def run(self, tell: Callable[[int], None]) -> list[dict]:

@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 from megatron_yuyuan.errors import ConfigError
 
@@ -109,8 +110,9 @@ def _merges(pieces: list[str], scores: list[float], types: list[int]) -> list[tu
     ]
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of the fields of a protocol buffer that was parsed once without error.
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """(number, value) of the fields of a protocol buffer that was parsed once without error: an int of a
+    VARINT, bytes of the others, as the number of a field says.
 
     Source: https://protobuf.dev/programming-guides/encoding/
     """
@@ -119,13 +121,15 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         tag, position = _varint(message, position)
         kind = tag & 7
         if kind == VARINT:
-            value, position = _varint(message, position)
+            number, position = _varint(message, position)
+            yield tag >> 3, number
+            continue
+        if kind == LENGTH_DELIMITED:
+            size, position = _varint(message, position)
         else:
-            size = {FIXED64: 8, FIXED32: 4}.get(kind)
-            if kind == LENGTH_DELIMITED:
-                size, position = _varint(message, position)
-            value, position = message[position : position + size], position + size
-        yield tag >> 3, value
+            size = {FIXED64: 8, FIXED32: 4}[kind]
+        yield tag >> 3, message[position : position + size]
+        position += size
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:

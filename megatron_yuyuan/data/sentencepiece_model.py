@@ -59,8 +59,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._model, self._processor = model, sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
-            self.vocab_size = self._processor.get_piece_size()
-            self._pieces = [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
+            ids = range(self._processor.get_piece_size())
+            self._pieces = [self._processor.id_to_piece(i) for i in ids]
         except (RuntimeError, ValueError):  # ValueError: a piece that is not UTF-8
             self._pieces = []
         if not self._pieces:
@@ -101,6 +101,11 @@ class SentencePieceTokenizer(Tokenizer):
             elif index < self.vocab_size:
                 runs[-1].append(index)
         return self.end_of_text.join(self._processor.decode(run) for run in runs)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Ids lie in [0, vocab_size)."""
+        return len(self._pieces)
 
     @cached_property
     def fingerprint(self) -> str:

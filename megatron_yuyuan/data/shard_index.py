@@ -22,7 +22,7 @@ from megatron_yuyuan.errors import DataError
 
 MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
 HEADER = struct.Struct("<9sQBQQ")
-DTYPES = {4: np.dtype("<i4"), 5: np.dtype("<i8"), 8: np.dtype("<u2")}
+DTYPES: dict[int, np.dtype] = {4: np.dtype("<i4"), 5: np.dtype("<i8"), 8: np.dtype("<u2")}
 """Codes of the .idx -> dtypes that can hold token ids."""
 BLOCK = 1 << 16
 """Entries that are written or checked at a time: their buffers stay in a core's cache."""
@@ -122,7 +122,7 @@ class _Spool:
 
     def __init__(self, folder: Path, dtype: str):
         self._dtype, self._length = np.dtype(dtype), 0
-        self._file = tempfile.SpooledTemporaryFile(BLOCK, dir=folder)  # noqa: SIM115
+        self._file = tempfile.SpooledTemporaryFile(BLOCK, dir=str(folder))  # noqa: SIM115
 
     def __len__(self) -> int:
         return self._length
@@ -167,7 +167,7 @@ def check_entries(
     """
 
     def read(entries: np.ndarray, at: int) -> np.ndarray:
-        os.preadv(stream.fileno(), [entries], at)
+        os.preadv(stream.fileno(), [entries.data], at)
         return entries
 
     def check_part(part: int) -> None:

@@ -183,7 +183,7 @@ def read_questions(
 
     def pairs():
         for source in sources:
-            own = Counter()
+            own: Counter[str] = Counter()
             try:
                 describe_source(source.path)  # is it what its .md5 says?
                 found = list(source.questions(own))
@@ -204,7 +204,8 @@ def detect_format(path: Path) -> str:
         head = stream.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"<"):
         if element := FIRST_ELEMENT.search(head):
-            return ("pubmed-xml", "jats-xml", "medquad-xml")[element.lastindex - 1]
+            pubmed, jats, _ = element.groups()
+            return "pubmed-xml" if pubmed else "jats-xml" if jats else "medquad-xml"
     elif head.startswith(b"{"):
         keys = {key.lower() for key in first_keys(path, parse_question_line)}
         return "qa-jsonl" if {"question", "answer"} <= keys else "jsonl"

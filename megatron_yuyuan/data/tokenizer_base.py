@@ -24,12 +24,18 @@ class Tokenizer(ABC):
     """Id of the end of text, which closes a document."""
     end_of_text: str
     """Its name."""
-    vocab_size: int
-    """Ids lie in [0, vocab_size)."""
-    fingerprint: str
-    """Hex sha256 of what decides the ids."""
     huggingface_class: str
     """The class of transformers that reads `huggingface_files`."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Ids lie in [0, vocab_size)."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex sha256 of what decides the ids."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:

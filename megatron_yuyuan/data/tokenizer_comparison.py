@@ -64,7 +64,9 @@ class TokenizerComparison:
     def __init__(self, tokenizers: Mapping[str, Tokenizer], terms: Sequence[str] = MEDICAL_TERMS):
         """`terms`: one or more, without white space around them."""
         self._tokenizers, self._terms = tokenizers, terms
-        self._tokens, self._changed, self._runs = Counter(), Counter(), Counter()
+        self._tokens: Counter[str] = Counter()
+        self._changed: Counter[str] = Counter()
+        self._runs: Counter = Counter()
         self.documents = self.words = self.characters = self.num_bytes = 0
 
     def read(self, texts: Iterable[str]) -> None:

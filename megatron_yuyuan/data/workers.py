@@ -4,15 +4,15 @@ import multiprocessing
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from megatron_yuyuan.errors import LostError, YuyuanError
 
 Task = TypeVar("Task")
-Tell = Callable[[object], None]
+Told = TypeVar("Told")
 
 TASKS_OF_A_PROCESS = 16
 """After which another takes its place: what libraries keep in memory does not add up."""
@@ -20,85 +20,82 @@ LOST = object()
 
 
 def run_in_processes(
-    work: Callable[[Task, Tell], None], tasks: Sequence[Task], processes: int
-) -> Iterator[tuple[Task, object]]:
+    work: Callable[[Task, Callable[[Told], None]], None], tasks: Sequence[Task], processes: int
+) -> Iterator[tuple[Task, Told | None]]:
     """Call work(task, tell) for every task in forked processes; yield (task, what it told) as it comes,
     and (task, None) at its end.
 
     The first error ends them all and is raised here: a YuyuanError as it is, another with its
     traceback. Raises LostError for a process that dies. `str(task)` names a task.
     """
-    team = [_Worker() for _ in range(min(processes, len(tasks)))]
+    team: list[_Worker[Task]] = []
     waiting = iter(range(len(tasks)))
-
-    def begin(worker: _Worker) -> None:
-        """Give a worker the next task, and a fresh process every now and then."""
-        worker.task = next(waiting, None)
-        if worker.task is not None:
-            if worker.process is None or worker.left == 0:
-                worker.end()
-                worker.start(work, tasks, team)
-            worker.begin(tasks)
-
     try:
-        for worker in team:
-            begin(worker)
-        while busy := [worker for worker in team if worker.task is not None]:
-            ready = wait([end for worker in busy for end in (worker.pipe, worker.process.sentinel)])
-            for worker in busy:
-                if worker.pipe in ready or worker.process.sentinel in ready:
-                    task, told = tasks[worker.task], worker.hear(tasks)
-                    yield task, told
-                    if told is None:
-                        begin(worker)
+        for number in islice(waiting, processes):
+            team.append(_Worker(work, tasks, team))
+            team[-1].begin(number)
+        while team:
+            ready = wait([end for worker in team for end in worker.ends])
+            for worker in [each for each in team if any(end in ready for end in each.ends)]:
+                told = worker.hear()
+                yield worker.task, told
+                if told is None:
+                    _begin_next(worker, next(waiting, None), work, team)
     finally:
         for worker in team:
             worker.end()
 
 
-@dataclass
-class _Worker:
-    """A process, our end of the pipe to it, the number of the task it is at, and how many it may still
-    begin."""
+def _begin_next(
+    worker: "_Worker", number: int | None, work: Callable, team: list["_Worker"]
+) -> None:
+    """Give a worker another task, and a fresh process every now and then; or let it go."""
+    if number is not None and worker.left:
+        worker.begin(number)
+        return
+    worker.end()
+    team.remove(worker)
+    if number is not None:
+        team.append(_Worker(work, worker.tasks, team))
+        team[-1].begin(number)
 
-    process: BaseProcess | None = None
-    pipe: Connection | None = None
-    task: int | None = None
-    left: int = 0
 
-    def start(self, work: Callable, tasks: Sequence, team: list["_Worker"]) -> None:
+class _Worker(Generic[Task]):
+    """A process, our end of the pipe to it, the task it is at, and how many it may still begin."""
+
+    def __init__(self, work: Callable, tasks: Sequence[Task], team: list["_Worker[Task]"]):
         context = multiprocessing.get_context("fork")  # what the parent has loaded is there at once
         self.pipe, theirs = context.Pipe()
-        inherited = [worker.pipe for worker in team if worker.pipe]
-        arguments = work, tasks, theirs, inherited
+        self.tasks, self.task, self.left = tasks, tasks[0], TASKS_OF_A_PROCESS
+        arguments = work, tasks, theirs, [self.pipe, *(worker.pipe for worker in team)]
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
-        self.left = TASKS_OF_A_PROCESS
+        self.ends = self.pipe, self.process.sentinel
+        """What is ready when the process has told something, or has died."""
 
     def end(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.join()
-            self.pipe.close()
-            self.process = self.pipe = None
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
 
-    def begin(self, tasks: Sequence) -> None:
+    def begin(self, number: int) -> None:
         """Hand the process its next task. Raises LostError."""
+        self.task = self.tasks[number]
         self.left -= 1
         try:
-            self.pipe.send(self.task)
+            self.pipe.send(number)
         except OSError:
-            raise _lost(self.process, tasks[self.task]) from None
+            raise _lost(self.process, self.task) from None
 
-    def hear(self, tasks: Sequence) -> object:
+    def hear(self):
         """What the process tells. Raises what went wrong there, and LostError for its death."""
         try:
             told = self.pipe.recv() if self.pipe.poll() else LOST
         except (EOFError, OSError):
             told = LOST
         if told is LOST:
-            raise _lost(self.process, tasks[self.task])
+            raise _lost(self.process, self.task)
         if isinstance(told, BaseException):
             raise told
         return told
@@ -128,6 +125,7 @@ def _serve(work: Callable, tasks: Sequence, pipe: Connection, inherited: list[Co
 def _lost(process: BaseProcess, task) -> LostError:
     process.join()
     status = process.exitcode
+    assert status is not None  # it was joined
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
     return LostError(
         f"the worker process {process.pid} died ({how}) while it read {task}",

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from lxml import etree
 
 from megatron_yuyuan.data.cleaning import clean
-from megatron_yuyuan.data.files import open_input
+from megatron_yuyuan.data.files import Input, open_input
 from megatron_yuyuan.errors import DataError, UnsafeError
 
 CHUNK = 1 << 16
@@ -92,7 +91,7 @@ def _parser(tags: tuple[str, ...]) -> etree.XMLPullParser:
     )
 
 
-def _pieces(stream: BinaryIO) -> Iterator[bytes]:
+def _pieces(stream: Input) -> Iterator[bytes]:
     """The bytes of a stream in order, and b"" where a document ends, also the last one.
 
     Pieces end at a `>`, so that what separates two documents lies within one.

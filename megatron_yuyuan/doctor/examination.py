@@ -61,6 +61,7 @@ def _examine(config: Config, finetuning: bool, mesh: Mesh, own: list[Finding]) -
         else:
             own.append(Finding("job", OK, "no training command was given: the machine alone"))
     together = merged(gathered(own))
+    is_valid = all(gathered(is_valid))  # or one rank alone would build the mesh
     with phases.phase("process groups"):
         if is_valid:
             mesh = mesh_module.start(config.parallel)
@@ -72,8 +73,8 @@ def _examine(config: Config, finetuning: bool, mesh: Mesh, own: list[Finding]) -
     return [*together, phases.finding()]
 
 
-def gathered(own: list[Finding]) -> list[list[Finding]]:
-    """What every rank has found by itself."""
+def gathered(own) -> list:
+    """What every rank has found by itself. A collective."""
     by_rank: list = [None] * dist.get_world_size()
     dist.all_gather_object(by_rank, own)
     return by_rank

@@ -32,7 +32,7 @@ def memory_finding(by_rank: list[tuple[int, int]]) -> Finding:
         return Finding("memory", OK, said)
     said += f", whose GPU has {held:,.0f}"
     if needed > held - RESERVED_GIB:
-        why = f"it would run out; {RESERVED_GIB:g} GiB are the driver's and the libraries'"
+        why = f"it would run out; {RESERVED_GIB:g} GiB are assumed for the driver and the libraries"
         return Finding(
             "memory", WARNING, said, why, "--dry-run, which says what takes it and what to change"
         )

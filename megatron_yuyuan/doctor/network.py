@@ -35,9 +35,10 @@ class Measured:
 def groups(mesh: Mesh) -> dict[str, dist.ProcessGroup]:
     """Every group that this rank is in and that has two ranks at least, by its axis."""
     axes = ("pipeline", "replica", "shard", "tensor", "data")
-    world, found = dist.group.WORLD, {axis: mesh.group(axis) for axis in axes if mesh.size(axis) > 1}
+    found = {axis: mesh.group(axis) for axis in axes if mesh.size(axis) > 1}
     if mesh.tied_group is not None:
         found["tied"] = mesh.tied_group  # first and last stage
+    world = dist.group.WORLD
     return {"all": world} | found if world is not None and world.size() > 1 else {}
 
 

@@ -41,7 +41,7 @@ def read_predictions(path: str | Path) -> dict[str, list[Answered]]:
     systems: dict[str, list[Answered]] = {}
     for number, record in read_json_lines(path):
         system = record.get("system", Path(path).stem)
-        texts = [record.get(key) for key in TEXTS]
+        texts: list = [record.get(key) for key in TEXTS]
         if not all(isinstance(text, str) for text in (system, *texts)):
             what = f"{', '.join(TEXTS)} (and system, if given) must be strings"
             raise bad_line(path, number, f"{what}; the line has {', '.join(record) or 'no key'}")

@@ -96,13 +96,20 @@ def score(answers: Sequence[str], references: Sequence[str]) -> Scores:
     )
 
 
+def bleu_signatures() -> dict[str, dict[str, str]]:
+    """Those of protocols (a) and (b), by smoothing."""
+    return {
+        "sentence_bleu": {name: sentence_signature(name) for name in SENTENCE_SMOOTHING},
+        "corpus_bleu": {name: corpus_signature(name) for name in CORPUS_SMOOTHING},
+    }
+
+
 def signatures() -> dict[str, str | dict[str, str]]:
     """The protocol of every value of `Scores`, under its name there."""
     chrf = CHRF()
     chrf.corpus_score(["a"], [["a"]])  # it wants to have seen the number of references
     return {
-        "sentence_bleu": {name: sentence_signature(name) for name in SENTENCE_SMOOTHING},
-        "corpus_bleu": {name: corpus_signature(name) for name in CORPUS_SMOOTHING},
+        **bleu_signatures(),
         "exact_match": SQUAD,
         "token_f1": SQUAD,
         "chrf": chrf.get_signature().format(),
@@ -111,9 +118,9 @@ def signatures() -> dict[str, str | dict[str, str]]:
 
 def score_tables(systems: Mapping[str, Scores]) -> list[ScoreTable]:
     """The tables of all three protocols: those of (a) and (b) shaped as YuyuanQA's, one a smoothing."""
-    protocol, tables = signatures(), []
+    protocol, of_bleu, tables = signatures(), bleu_signatures(), []
     for name, heading in TITLES.items():
-        for smoothing, signature in protocol[name].items():
+        for smoothing, signature in of_bleu[name].items():
             rows = {system: getattr(scores, name)[smoothing] for system, scores in systems.items()}
             tables.append(ScoreTable(f"{heading}, {smoothing}", signature, N_GRAMS, rows))
     rows = {system: (s.exact_match, s.token_f1, s.chrf) for system, s in systems.items()}

@@ -60,7 +60,7 @@ def _subject_or_object(kind: str, rest: list[str], answer: list[str]) -> Clause 
         return None
     noun, verb, tail = rest[:place], bare(rest[place]), rest[place + 1 :]
     if verb not in lexicon.AUXILIARIES:
-        base, auxiliary = base_form(verb)
+        base, auxiliary = _finite(verb)
         return clause(_agree(auxiliary, answer), answer, [base, *tail])
     if not tail:
         return None
@@ -89,6 +89,13 @@ def _verb_place(kind: str, rest: list[str]) -> int | None:
         ):
             return place
     return None
+
+
+def _finite(verb: str) -> tuple[str, str]:
+    """(base form, auxiliary) of a verb that `_verb_place` has found."""
+    known = base_form(verb)
+    assert known is not None
+    return known
 
 
 def _is_predicate(auxiliary: str, tail: list[str]) -> bool:
@@ -173,7 +180,7 @@ def _quantity(kind: str, rest: list[str], answer: str) -> Clause | None:
     if verb in lexicon.AUXILIARIES:
         subject_asked = _is_predicate(verb, tail)
         return clause(verb, counted, tail) if subject_asked else _object(verb, tail, counted)
-    base, auxiliary = base_form(verb)
+    base, auxiliary = _finite(verb)
     return clause(auxiliary, counted, [base, *tail])
 
 

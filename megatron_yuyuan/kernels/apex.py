@@ -17,10 +17,7 @@ from megatron_yuyuan.kernels.adamw import AdamW, local, local_gradient
 from megatron_yuyuan.kernels.fused_adamw import FusedAdamW
 from megatron_yuyuan.kernels.mask import DropoutMask
 
-BUILD = (
-    "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation "
-    "git+https://github.com/NVIDIA/apex"
-)
+BUILD = "tools/install_apex.sh, which builds one commit of it for the torch that is installed"
 EXTENSIONS = ("fused_layer_norm_cuda", "amp_C")
 """Modules of apex's CUDA build beside its Python package."""
 
@@ -37,7 +34,7 @@ def require() -> None:
         raise KernelsError(
             "kernels=apex, but the apex that is installed is not NVIDIA's",
             "PyPI has another project of that name, without apex.normalization",
-            f"pip uninstall apex; {BUILD}",
+            f"pip uninstall apex, then {BUILD}",
         )
     absent = [name for name in EXTENSIONS if importlib.util.find_spec(name) is None]
     if absent:

@@ -58,7 +58,8 @@ def compiled(_: torch.device) -> Kernels:
     """Each function of the reference by itself, compiled at its first call. The optimizer is torch's
     fused one as it is."""
     plain, names = Kernels(), {field.name for field in dataclasses.fields(Kernels)} - {"adamw"}
-    return Kernels(**{name: torch.compile(getattr(plain, name)) for name in names})
+    functions: dict = {name: torch.compile(getattr(plain, name)) for name in names}
+    return Kernels(**functions)
 
 
 def of_apex(device: torch.device) -> Kernels:

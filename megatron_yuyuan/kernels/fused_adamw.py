@@ -42,6 +42,7 @@ class FusedAdamW(AdamW):
         gradients: their table is on the device already. Nothing changes where it is not finite, but
         that `step` counts the step."""
         table, self._table = self._table, None
+        assert table is not None
         first, *others = self.param_groups
         if any(group[name] != first[name] for group in others for name in ("lr", "betas", "eps")):
             raise ValueError("groups may differ in weight_decay alone: one launch takes them all")

@@ -8,6 +8,7 @@ send and receive, whatever the placement of the stages, the number of samples or
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,13 @@ from megatron_yuyuan.parallel.data import compute_dtype
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.stages import plan_stages
 from megatron_yuyuan.parallel.tensor import TensorAxis
+
+
+@runtime_checkable
+class OnTensorAxis(Protocol):
+    """A module that knows the tensor ranks which share it."""
+
+    axis: TensorAxis
 
 
 class StagedForward:
@@ -74,11 +82,7 @@ class DividedModel:
         """Generate with the stages of a training, which may have sequence parallelism: one token cannot
         be divided over the tensor ranks. Afterwards the stages are as they were."""
         modules = [module for model in self._forward.models.values() for module in model.modules()]
-        axes = {
-            module: axis
-            for module in modules
-            if isinstance(axis := getattr(module, "axis", None), TensorAxis)
-        }
+        axes = {module: module.axis for module in modules if isinstance(module, OnTensorAxis)}
         try:
             for module, axis in axes.items():
                 module.axis = dataclasses.replace(axis, sequence_parallel=False)

@@ -65,8 +65,9 @@ class Meeting:
         if not self.store.check([f"here/{rank}" for rank in range(self.ranks)]):
             return ""
         words = [self.store.get(f"here/{rank}").decode() for rank in range(self.ranks)]
-        name = self._invitation().get("name", "")
-        if self._invitation().get("words") != words:
+        invitation = self._invitation()
+        name = invitation.get("name", "")
+        if invitation.get("words") != words:
             name = secrets.token_hex(8)
             self.store.set("invitation", json.dumps({"name": name, "words": words}))
         if not self.store.check([f"{name}/{rank}" for rank in range(1, self.ranks)]):
@@ -77,7 +78,7 @@ class Meeting:
     def _follow(self, word: str) -> str:
         """On another rank: answer an invitation; its name, once it holds."""
         invitation = self._invitation()
-        if not invitation or invitation["words"][self.rank] != word:
+        if word not in invitation.get("words", ()):
             return ""
         name = invitation["name"]
         self.store.set(f"{name}/{self.rank}", "")

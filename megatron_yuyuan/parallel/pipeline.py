@@ -90,10 +90,8 @@ class Pipeline:
         for model in self.models.values():
             model.train()
         self._tokens = tokens_in_global_batch
-        if self._schedule is None:
-            losses = self._alone(batch, step)
-        else:
-            losses = self._through(self._schedule, batch, step)
+        schedule = self._schedule
+        losses = self._through(schedule, batch, step) if schedule else self._alone(batch, step)
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.mesh.device)
 
     def _scaled(self, output: tuple[Tensor, Tensor], _target=None) -> Tensor:
@@ -102,12 +100,10 @@ class Pipeline:
     def _through(self, schedule: Schedule, batch: Batch, step: int) -> list[Tensor]:
         inputs = (batch.tokens,) if self.holds_first else ()
         losses: list[Tensor] = []
-        ending = (
-            {"target": batch.labels, "losses": losses, "return_outputs": False}
-            if self.holds_last
-            else {}
-        )
-        schedule.step(*inputs, **batch.sides(), step=step, labels=batch.labels, **ending)
+        named: dict = {**batch.sides(), "step": step, "labels": batch.labels}
+        if self.holds_last:
+            named |= {"target": batch.labels, "losses": losses, "return_outputs": False}
+        schedule.step(*inputs, **named)
         return [loss.detach() for loss in losses]
 
     def _alone(self, batch: Batch, step: int) -> list[Tensor]:

@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from megatron_yuyuan.config import Config
+from megatron_yuyuan.data.loader import Borders
 from megatron_yuyuan.kernels import Kernels, fused
-from megatron_yuyuan.kernels.adamw import AdamW
+from megatron_yuyuan.kernels.adamw import AdamW, local
 from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.parallel.mesh import Mesh
@@ -159,7 +160,9 @@ def count_whole_step(config: Config, mesh: Mesh) -> RankReport:
     """The same, micro batch by micro batch."""
     live, traffic, flops = LiveMemory(), Traffic(), Flops()
     with FakeTensorMode(allow_non_fake_inputs=True), Pretence():
-        trainer = Trainer(config, build_state(config, mesh, kernels_of(config)))
+        documents = Borders(eod=0, reset_attention_mask=True)
+        borders = documents if config.data.divides_attention else None
+        trainer = Trainer(config, build_state(config, mesh, kernels_of(config)), borders)
         state = trainer.state
         parameters = [parameter for _, parameter in named_parameters(state.stages)]
         learned = [parameter for parameter in parameters if parameter.requires_grad]
@@ -171,8 +174,8 @@ def count_whole_step(config: Config, mesh: Mesh) -> RankReport:
             trainer.gradients(Ones(config))
     return RankReport(
         {axis: mesh.rank(axis) for axis in ("pipeline", "data", "tensor")},
-        sum(parameter.to_local().numel() for parameter in parameters),
-        sum(parameter.to_local().nbytes for parameter in learned),
+        sum(local(parameter).numel() for parameter in parameters),
+        sum(local(parameter).nbytes for parameter in learned),
         sum(kept.values()),
         {part: live.at_peak[part] for part in PARTS},
         flops.total,

@@ -1,8 +1,5 @@
-"""The floating-point operations of a training step on one rank: counted while real code runs, and by
-formula.
-
-Both count matrix products and attention, what is computed again included: what the rank executes. A
-product of (m, k) and (k, n) is 2 m k n.
+"""The floating-point operations of a training step on one rank, counted while real code runs: matrix
+products and attention, what is computed again included. A product of (m, k) and (k, n) is 2 m k n.
 """
 
 import torch

@@ -6,13 +6,16 @@ gives back by itself, an allocator's rounding and a library's buffers are not te
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.autograd import graph as autograd
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from megatron_yuyuan.kernels.adamw import local
 
 ACTIVATIONS, GATHERED, OTHER = "activations", "gathered", "other"
 
@@ -36,21 +39,20 @@ class LiveMemory(TorchDispatchMode):
         self._bytes_of: dict[int, int] = {}
         self._watched: dict[int, weakref.ref] = {}
         self._looks_away = False
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+        self._resize = torch.UntypedStorage.resize_
+        self._try_shapes = ShardingPropagator._propagate_tensor_meta_non_cached
+        self._watching = ExitStack()
 
     def __enter__(self):
-        self._resize = torch.UntypedStorage.resize_
-        torch.UntypedStorage.resize_ = lambda storage, size: self._resized(storage, size)
-        self._try_shapes = ShardingPropagator._propagate_tensor_meta_non_cached
-        ShardingPropagator._propagate_tensor_meta_non_cached = lambda *a, **o: self._unseen(*a, **o)
-        self._hooks.__enter__()
+        enter, saved_tensors_hooks = self._watching.enter_context, autograd.saved_tensors_hooks
+        enter(replaced(torch.UntypedStorage, self._resize, lambda *a: self._resized(*a)))
+        enter(replaced(ShardingPropagator, self._try_shapes, lambda *a, **o: self._unseen(*a, **o)))
+        enter(saved_tensors_hooks(self._keep, lambda tensor: tensor))
         return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
-        self._hooks.__exit__(*error)
-        torch.UntypedStorage.resize_ = self._resize
-        ShardingPropagator._propagate_tensor_meta_non_cached = self._try_shapes
+        self._watching.__exit__(*error)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if any(hasattr(kind, "__tensor_flatten__") for kind in types):
@@ -67,7 +69,7 @@ class LiveMemory(TorchDispatchMode):
     def include(self, tensors: Iterable[Tensor], part: str) -> None:
         """Count tensors in a part that are not counted yet, or in `other`."""
         for tensor in tensors:
-            self._claim(_local(tensor).untyped_storage(), part)
+            self._claim(local(tensor).untyped_storage(), part)
         self._look()
 
     def _see(self, storage: torch.UntypedStorage, part: str) -> int:
@@ -94,7 +96,7 @@ class LiveMemory(TorchDispatchMode):
     def _keep(self, tensor: Tensor) -> Tensor:
         """What autograd keeps, unless it is part of something that lives anyway. Without its history: an
         operator that keeps its own result would never be forgotten."""
-        self._claim(_local(tensor).untyped_storage(), ACTIVATIONS)
+        self._claim(local(tensor).untyped_storage(), ACTIVATIONS)
         return tensor.detach().requires_grad_(tensor.requires_grad)
 
     def _resized(self, storage: torch.UntypedStorage, size: int) -> None:
@@ -117,5 +119,11 @@ class LiveMemory(TorchDispatchMode):
             self.peak, self.at_peak = total, self.now.copy()
 
 
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+@contextmanager
+def replaced(owner: type, method: Callable, by: Callable) -> Iterator[None]:
+    """Have a class of torch's another method inside, where it offers no hook."""
+    setattr(owner, method.__name__, by)
+    try:
+        yield
+    finally:
+        setattr(owner, method.__name__, method)

@@ -10,7 +10,7 @@ in it.
 from collections import Counter
 from dataclasses import dataclass
 
-from megatron_yuyuan.config import Config
+from megatron_yuyuan.config import Config, ParallelConfig
 from megatron_yuyuan.parallel.stages import plan_stages, runs_as
 from megatron_yuyuan.planner.actions import actions
 from megatron_yuyuan.planner.sizes import Sizes, Unit
@@ -61,14 +61,10 @@ class _Stage:
         self.layers = len(plan.layers[number])
         self.block, self.ends = sizes.block_unit(), sizes.ends_unit(self.is_first, self.is_last)
         self.units = [self.ends] + [self.block] * self.layers
-        parallel = config.parallel
-        again = (parallel.recomputed, parallel.recompute_method, parallel.recompute_num_layers)
-        self.runs = recomputed_runs(self.layers, *again)
+        self.runs = recomputed_runs(self.layers, config.parallel)
         """Runs of blocks: how many, and whether they are computed again as one."""
         kept = sum(sizes.stream if again else run * sizes.block for run, again in self.runs)
-        ends = (
-            sizes.embedded if self.is_first else -sizes.stream
-        )  # what is received is counted once
+        ends = sizes.embedded if self.is_first else -sizes.stream  # what is received counts once
         ends += sizes.norm if self.is_last else sizes.stream  # what is sent is kept
         self.kept = kept + ends
         """Bytes that a forward of a micro batch keeps."""
@@ -127,9 +123,9 @@ class _Step:
         if schedule not in ("GPipe", "LoopedBFS") and micro_batches % pipeline == 0:
             micro_batches = min(micro_batches, 4 * pipeline)  # from there on it repeats itself
         order = actions(schedule, pipeline, len(self.stages), micro_batches, self.rank)
-        for kind, stage, _ in order:
+        for kind, number, _ in order:
             take = {"F": self.forward, "B": self.backward, "I": self.halve, "W": self.finish}[kind]
-            take(self.stages[stage])
+            take(self.stages[number])
         for stage in self.stages:
             for unit in stage.units:
                 self.reduce(unit, FLOAT32 * unit.learned)
@@ -242,14 +238,14 @@ class _Step:
         self.being_reduced = whole
 
 
-def recomputed_runs(
-    layers: int, granularity: str, method: str, num_layers: int
-) -> list[tuple[int, bool]]:
-    """The blocks of a stage in runs, as `Recomputation.runs` has them: how many, computed again as one?"""
-    if granularity != "full":
+def recomputed_runs(layers: int, parallel: ParallelConfig) -> list[tuple[int, bool]]:
+    """The blocks of a stage in runs, as `Recomputation.runs` has them, which imports torch: how many, computed
+    again as one?"""
+    together = parallel.recompute_num_layers
+    if parallel.recomputed != "full":
         return [(layers, False)]
-    if method == "block":
-        first = min(num_layers, layers)
+    if parallel.recompute_method == "block":
+        first = min(together, layers)
         return [(1, True)] * first + [(layers - first, False)]
-    starts = range(0, layers, num_layers)
-    return [(min(num_layers, layers - start), True) for start in starts]
+    starts = range(0, layers, together)
+    return [(min(together, layers - start), True) for start in starts]

@@ -9,7 +9,8 @@ A block keeps for its backward
     LayerNorm      2 h inputs, 4 statistics of n / s each, s = H / h
     projections    their inputs, 2 h, or 2 H where the gathered input is kept (zero bubble) or t = 1
     attention      3 H / t of queries, keys and values, H / t of its result, and its core: fused n N / t
-                   logarithms in float32, unfused a of each dtype that it goes through
+                   logarithms in float32, unfused a of each dtype that it goes through; where documents divide
+                   it a mask, n T elements, added by fused attention with w bytes each, a byte else
     MLP            2 (F / C) H / t, before and after GeLU
     dropout        a byte for each element, 2 h / w; the fused kernels draw again instead
 
@@ -75,16 +76,24 @@ class Sizes:
         )
 
     @property
+    def mask(self) -> int:
+        """Elements of a mask of the documents in a micro batch, (B, 1, T, T); 0 where nothing divides them."""
+        data = self.config.data
+        return self.tokens * data.seq_length if data.divides_attention else 0
+
+    @property
     def attention_core(self) -> int:
-        """What lies between queries, keys, values and the result: the weights in each dtype that they go
-        through, after dropout once more, and which of them were dropped."""
+        """What lies between queries, keys, values and the result: the mask, the weights in each dtype that
+        they go through, after dropout once more, and which of them were dropped."""
         weights, dropped = self.attention_weights, self.model.attention_dropout > 0
         if not weights:
-            return 4 * self.tokens * self.model.num_attention_heads // self.tensor
+            logarithms = 4 * self.tokens * self.model.num_attention_heads // self.tensor
+            return logarithms + self.width * self.mask
         if self.on_gpu:
-            return weights * self.width * (1 + dropped)
+            return weights * self.width * (1 + dropped) + self.mask
         rounded = dropped or self.width < 4
-        return weights * (4 + self.width * rounded + dropped) + self.config.data.seq_length**2
+        causal = self.config.data.seq_length**2
+        return weights * (4 + self.width * rounded + dropped) + max(self.mask, causal)
 
     @property
     def attending(self) -> int:

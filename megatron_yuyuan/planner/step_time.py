@@ -114,7 +114,5 @@ def _rank_work(rank: int, plan: StagePlan, layer: LayerTime, micro_batches: int)
 
 def _recomputation(blocks: int, layer: LayerTime) -> Work:
     """Whole blocks of a stage, computed again in runs."""
-    parallel = layer.config.parallel
-    how = parallel.recomputed, parallel.recompute_method, parallel.recompute_num_layers
-    runs = [length for length, again in recomputed_runs(blocks, *how) if again]
+    runs = [length for length, again in recomputed_runs(blocks, layer.config.parallel) if again]
     return layer.block_forward * (sum(runs) - len(runs)) + layer.last_recomputed * len(runs)

@@ -87,7 +87,7 @@ def _happened(run: Run) -> list[tuple[float, str, str]]:
         "restart": lambda e: f"Goes on from step {e['iteration']:,}",
         "stop": lambda e: f"Stopped after step {e['iteration']:,}: {e['cause']}",
         "save": lambda e: (
-            f"Checkpoint of step {e['iteration']:,}, waited {e['blocked_seconds']:.1f} s"
+            f"Checkpoint of step {e['iteration']:,}, waited {e.get('blocked_seconds', 0.0):.1f} s"
         ),
         "save_failed": lambda e: f"Checkpoint of step {e['iteration']:,} failed: {e['cause']}",
         "skip": lambda e: f"Step {e['iteration']:,} passed over: {e['reason']}",

@@ -71,9 +71,14 @@ def _steps(run: Run) -> list[dict]:
     return sorted(both, key=lambda step: step["iteration"])
 
 
+def _evaluations(run: Run) -> list[dict]:
+    """Those whose loss was a finite number."""
+    return [e for e in run.standing("evaluation") if e["validation_loss"] is not None]
+
+
 def _figures(run: Run) -> list[tuple[str, str, str]]:
     """(name, value, what stands under it) of each tile."""
-    steps, evaluations, model = _steps(run), run.standing("evaluation"), run.config.model
+    steps, evaluations, model = _steps(run), _evaluations(run), run.config.model
     planned, last, split = run.config.training.train_iters, steps[-1]["iteration"], run.time_split
     speed = median(step["tokens_per_second"] for step in steps)
     use = [step["mfu"] for step in steps if step.get("mfu")]
@@ -119,6 +124,7 @@ def marks_by_step(run: Run) -> list[Mark]:
 
 def spikes(steps: Sequence[dict]) -> list[int]:
     """Steps that were taken although --skip-loss-spikes would have passed over them."""
+    steps = [step for step in steps if step["lm_loss"] is not None]
     losses = [step["lm_loss"] for step in steps]
     return [
         steps[i]["iteration"]
@@ -142,7 +148,7 @@ def _candidates(losses: np.ndarray) -> list[int]:
 
 def learning_curves(run: Run) -> Html:
     """Loss and learning rate over the steps."""
-    steps, evaluations = _steps(run), run.standing("evaluation")
+    steps, evaluations = _steps(run), _evaluations(run)
     taken = [(s["iteration"], s["lm_loss"]) for s in steps if s["lm_loss"] is not None]
     held_out = [(e["iteration"], e["validation_loss"]) for e in evaluations]
     lines = [Line("training", taken, "c1"), Line("validation", held_out, "c2", dots=True)]
@@ -174,7 +180,7 @@ def texts(run: Run) -> Html | None:
     found = run.standing("continuations")
     if not found:
         return None
-    losses = {e["iteration"]: e["validation_loss"] for e in run.standing("evaluation")}
+    losses = {e["iteration"]: e["validation_loss"] for e in _evaluations(run)}
     prompts = list(dict.fromkeys(text["prompt"] for event in found for text in event["texts"]))
     return element(
         "div", *(_of_prompt(prompt, found, losses) for prompt in prompts), class_="texts"

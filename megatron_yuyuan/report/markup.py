@@ -1,5 +1,6 @@
 """HTML in which every text is escaped: only what `element` made gets in as markup."""
 
+from collections.abc import Sequence
 from html import escape
 
 VOID = {"meta", "path", "polyline", "polygon"}
@@ -34,7 +35,9 @@ def joined(*children: str | None) -> Html:
     return Html("".join(parts))
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]], class_: str | None = None) -> Html:
+def table(
+    head: tuple[str, ...], rows: Sequence[tuple[str, ...]], class_: str | None = None
+) -> Html:
     """A table in a box that scrolls sideways where the screen is narrower."""
     first = element("tr", *(element("th", cell, scope="col") for cell in head))
     body = (element("tr", *(element("td", cell) for cell in row)) for row in rows)

@@ -47,9 +47,8 @@ def read_timeline(directory: Path, config: Config) -> Timeline:
         return {}
     steps = {rank: _steps(path) for rank, path in sorted(paths.items())}
     steps = {rank: taken for rank, taken in steps.items() if taken}
-    chosen: dict[
-        frozenset, int
-    ] = {}  # the stages of a pipeline rank -> the first rank that has them
+    chosen: dict[frozenset, int] = {}
+    """The stages of a pipeline rank -> the first rank that has them."""
     for rank, taken in steps.items():
         chosen.setdefault(frozenset(action.stage for action in taken[-1]), rank)
     last = min((len(steps[rank]) for rank in chosen.values()), default=0) - 1
@@ -69,7 +68,7 @@ def _steps(path: Path) -> list[list[Action]]:
     seen: dict[tuple, int] = defaultdict(int)
     steps: dict[int, list[Action]] = defaultdict(list)
     for event in sorted(device or host, key=lambda event: event["ts"]):
-        stage, kind, micro_batch = ACTION.fullmatch(event["name"]).groups()
+        _, stage, kind, micro_batch = event["name"].split()
         start, number = base + round(1000 * event["ts"]), seen[kind, stage, micro_batch]
         seen[kind, stage, micro_batch] += 1
         end = start + round(1000 * event["dur"])  # ts and dur are microseconds

@@ -14,6 +14,31 @@ from megatron_yuyuan.log import read_events, standing
 SCORES, FACTS = "scores.json", "facts.json"
 """Where `evaluate_qa.py --json` and `judge_facts.py --json` are looked for in the run's directory."""
 
+STEP = ("iteration", "lm_loss", "learning_rate", "consumed_samples", "tokens_per_second")
+NEEDED = {
+    "start": ("time", "begun", "iteration", "ranks", "layout"),
+    "restart": ("iteration",),
+    "step": STEP,
+    "skip": (*STEP, "reason"),
+    "evaluation": ("iteration", "validation_loss", "validation_perplexity"),
+    "continuations": ("iteration", "texts"),
+    "save": ("iteration",),
+    "save_failed": ("iteration", "cause"),
+    "stop": ("iteration", "cause"),
+}
+"""Event -> the fields without which it cannot be shown."""
+NUMBER, FINITE_OR_NULL = (int, float), (int, float, type(None))
+KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("iteration", "ranks", "consumed_samples"), int),
+    **dict.fromkeys(("time", "begun", "seconds", "blocked_seconds"), NUMBER),
+    **dict.fromkeys(("learning_rate", "tokens_per_second"), NUMBER),
+    **dict.fromkeys(("lm_loss", "validation_loss", "validation_perplexity"), FINITE_OR_NULL),
+    **dict.fromkeys(("layout", "reason", "cause"), str),
+    "mfu": FINITE_OR_NULL,
+    "texts": list,
+}
+"""Field -> what it holds."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -63,9 +88,7 @@ def read_run(
                 "a report is made from what a run wrote beside its checkpoints",
                 "the directory that was its --save",
             )
-    events = list(read_events(metrics))
-    if not all(isinstance(e, dict) and isinstance(e.get("event"), str) for e in events):
-        raise unreadable(metrics, "a line is no event of a run")
+    events = _events(metrics)
     if not (standing(events, "step") or standing(events, "skip")):
         what = f"{metrics} holds no step that a restart did not take back"
         raise DataError(what, "there is nothing to show yet", "a run that has taken steps")
@@ -77,6 +100,24 @@ def read_run(
         _read(scores or directory / SCORES, ("systems",), must=bool(scores)),
         _read(facts or directory / FACTS, (), must=bool(facts)),
     )
+
+
+def _events(metrics: Path) -> list[dict]:
+    """The events of a run, each with what the page reads of it. Raises DataError."""
+    try:
+        events = list(read_events(metrics))
+    except UnicodeDecodeError as error:
+        raise unreadable(metrics, str(error)) from None
+    for event in events:
+        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+            raise unreadable(metrics, "a line is no event of a run")
+        for name in NEEDED.get(event["event"], ()):
+            if name not in event:
+                raise unreadable(metrics, f"an event {event['event']} has no {name}")
+        for name, value in event.items():
+            if name in KINDS and not isinstance(value, KINDS[name]):
+                raise unreadable(metrics, f"{name} of an event {event['event']} is {value!r}")
+    return events
 
 
 def _read(path: str | Path, keys: tuple[str, ...], must: bool) -> dict | None:

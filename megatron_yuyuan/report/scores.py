@@ -26,7 +26,9 @@ def answer_scores(run: Run) -> Html | None:
 
 def _tables(systems: dict, signatures: dict) -> Html:
     """Unsmoothed BLEU by both protocols and the other scores; smoothed BLEU to unfold."""
-    first, shown, folded = next(iter(systems.values())), [], []
+    first = next(iter(systems.values()))
+    shown: list[Html] = []
+    folded: list[Html] = []
     for name, title in TITLES.items():
         for smoothing in first[name]:
             rows = {system: of[name][smoothing] for system, of in systems.items()}

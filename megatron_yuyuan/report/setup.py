@@ -30,7 +30,7 @@ def configuration(run: Run) -> Html:
     """Every setting that is not the default, by table, with what it means."""
     meanings, parts = field_documentation(), []
     for group in dataclasses.fields(Config):
-        ours, defaults = getattr(run.config, group.name), group.default
+        ours, defaults = getattr(run.config, group.name), getattr(Config, group.name)
         rows = [
             _setting(field.name, getattr(ours, field.name), field.default, meanings[field.name])
             for field in dataclasses.fields(defaults)

@@ -277,10 +277,10 @@ def train(
     last = train_iterations(config.training)
     if state.iteration >= last:
         log.line(f"nothing left to do: {state.iteration} of {last} iterations are taken")
-    evaluates = validation_set is not None and config.training.eval_iters > 0
-    if evaluates and state.evaluation_due:
+    held_out = validation_set if config.training.eval_iters > 0 else None
+    if held_out is not None and state.evaluation_due:
         beat("evaluation", state.iteration)
-        _evaluate(trainer, validation_set, log)
+        _evaluate(trainer, held_out, log)
         after_evaluation()
     while state.iteration < last and stop is None:
         beat("step", state.iteration)
@@ -291,12 +291,11 @@ def train(
             continue
         if state.iteration < last:
             stop = stopping.agreed(state.iteration, trainer.mesh.device)
-        state.evaluation_due = evaluates and _due(
-            state.iteration, config.training.eval_interval, last
-        )
-        if state.evaluation_due and stop is None:
+        due = _due(state.iteration, config.training.eval_interval, last)
+        state.evaluation_due = held_out is not None and due
+        if held_out is not None and due and stop is None:
             beat("evaluation", state.iteration)
-            validation_loss = _evaluate(trainer, validation_set, log)
+            validation_loss = _evaluate(trainer, held_out, log)
             after_evaluation()
         if stop is not None or _due(state.iteration, config.checkpoint.save_interval, last):
             beat("save", state.iteration)

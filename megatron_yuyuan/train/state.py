@@ -81,7 +81,7 @@ class TrainState:
             for moment in MOMENTS if copy.requires_grad else ():
                 self.moments(copy)[moment].copy_(self.moments(copies[-1])[moment])
 
-    def moments(self, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
+    def moments(self, parameter: Tensor) -> dict[str, Tensor]:
         """AdamW's state of one parameter, made as AdamW makes it if no step has been taken.
 
         A fresh optimizer has no state at all, and a checkpoint loaded into nothing restores

@@ -1,7 +1,6 @@
 """Reasons to end a run before its last iteration, on which all ranks agree."""
 
 import platform
-import signal
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -10,9 +9,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_yuyuan.config import TrainingConfig
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What SLURM, a preemption or a person sends; USR1 by `sbatch --signal=USR1@120`."""
+from megatron_yuyuan.watch.signals import Signals
 
 
 @dataclass(frozen=True)
@@ -31,22 +28,14 @@ class Stop:
 class Stopping:
     """Watches for signals, --exit-interval and --exit-duration-in-mins.
 
-    Handlers stay for the rest of the process and only take a note: a second signal, sent while the
-    first one's checkpoint is written, must not break it.
+    signals: what this process has noted since it began; without them they are noted from now on.
     """
 
-    def __init__(self, training: TrainingConfig):
+    def __init__(self, training: TrainingConfig, signals: Signals | None = None):
         self._interval, self._minutes = training.exit_interval, training.exit_duration_in_mins
-        self._begun, self._signal = time.monotonic(), ""
-        for number in SIGNALS:
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, _frame) -> None:
-        self._signal = self._signal or signal.Signals(number).name
-
-    def asked(self) -> str:
+        self._begun = time.monotonic()
+        self.asked = (signals or Signals()).asked
         """The name of the signal that came; empty without one."""
-        return self._signal
 
     def agreed(self, iteration: int, device: torch.device) -> Stop | None:
         """The reason to stop after `iteration`, the same on every rank; all of them must ask.
@@ -65,8 +54,8 @@ class Stopping:
 
     def _reason(self, iteration: int) -> Stop | None:
         stop_here = partial(Stop, rank=dist.get_rank(), host=platform.node())
-        if self._signal:
-            return stop_here("signal", self._signal)
+        if cause := self.asked():
+            return stop_here("signal", cause)
         if self._interval and iteration % self._interval == 0:
             return stop_here("interval", f"exit_interval={self._interval}")
         if self._minutes and time.monotonic() - self._begun > 60 * self._minutes:

@@ -89,7 +89,8 @@ class Throughput:
         self._device, self._devices = device, devices
         self._flops = training_flops(config.model, self._length)
         self._peak = peak_tflops(device, config.training)
-        self._first_step: tuple[float, int] | None = None
+        self._begun: float | None = None
+        self._samples = 0
 
     def figures(self, samples: int, seconds: float, after: TrainState) -> dict:
         """Of a step of `samples` samples that led to the state `after`.
@@ -102,16 +103,17 @@ class Throughput:
             "tflops_per_device": tflops,
             "memory_bytes": memory_bytes(self._device),
             "eta_seconds": samples_left(self._training, after)
-            * self._seconds_per_sample(samples, seconds, after.consumed_samples),
+            * self._seconds_per_sample(samples, seconds),
         }
         return figures | {"mfu": tflops / self._peak} if self._peak else figures
 
-    def _seconds_per_sample(self, size: int, seconds: float, consumed: int) -> float:
+    def _seconds_per_sample(self, size: int, seconds: float) -> float:
         """By the clock since the end of this process's first step, which is slower than others, so
-        that evaluations and checkpoints are in it. After the first step: that step's own."""
+        that evaluations and checkpoints are in it. After the first step: that step's own. Samples are
+        counted as they are computed, since a loss spike may take a run back."""
         now = time.perf_counter()
-        if self._first_step is None:
-            self._first_step = now, consumed
+        if self._begun is None:
+            self._begun = now
             return seconds / size
-        begun, before = self._first_step
-        return (now - begun) / (consumed - before)
+        self._samples += size
+        return (now - self._begun) / self._samples

@@ -95,13 +95,13 @@ def require_alike(state: TrainState) -> None:
     if not unequal:
         return
     ranks, hosts = sorted(suspects), _hosts()
-    (part, copies), more = unequal[0], len(unequal) - 1
+    (part, held_by), more = unequal[0], len(unequal) - 1
     raise MachineError(
         f"after iteration {state.iteration} {_named(ranks, hosts)} "
-        f"{'disagree on' if copies == 2 else 'has other bits than the others in'} {part.split(' ')[0]}"
+        f"{'disagree on' if held_by == 2 else 'has other bits than the others in'} {part.split(' ')[0]}"
         f"{f' and {more} other tensors' if more else ''}",
-        f"it lies on {copies} ranks and must be the same on each"
-        f"{'; two copies do not tell which is wrong' if copies == 2 else ''}",
+        f"it lies on {held_by} ranks and must be the same on each"
+        f"{'; two copies do not tell which is wrong' if held_by == 2 else ''}",
         f"{_without(ranks, hosts)}; nothing was saved of it, the checkpoint before stands",
         _culprit(ranks, hosts),
     )
@@ -109,20 +109,20 @@ def require_alike(state: TrainState) -> None:
 
 def _computed(trainer: Computes) -> Computed:
     gradients = [p.grad for _, p in named_parameters(trainer.state.stages) if p.grad is not None]
-    return Computed(trainer.own_loss.item().hex(), _digest(gradients))
+    return Computed(float(trainer.own_loss).hex(), _digest(gradients))
 
 
 def _repeated(state: TrainState) -> dict[str, Tensor]:
     """What this rank holds and another one too: {name and place of the part: tensor}."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, tensor in state.tensors().items():
-        placements = tensor.placements if isinstance(tensor, DTensor) else ()
-        mesh = tensor.device_mesh if isinstance(tensor, DTensor) else None
-        axes = [i for i, placement in enumerate(placements) if placement.is_replicate()]
-        copies = math.prod(mesh.size(i) for i in axes) if mesh is not None else 1
+        assert isinstance(tensor, DTensor)  # as every part of a checkpoint
+        mesh = tensor.device_mesh
+        axes = [i for i, placement in enumerate(tensor.placements) if placement.is_replicate()]
+        copies = math.prod(mesh.size(i) for i in axes)
         tied = name.endswith(".wte.weight") and state.mesh.tied_group is not None
         if copies > 1 or tied:
-            place = [x for i, x in enumerate(mesh.get_coordinate()) if i not in axes]
+            place = [mesh.get_local_rank(i) for i in range(mesh.ndim) if i not in axes]
             found[f"{name} {place}"] = tensor
     return found
 
@@ -132,7 +132,7 @@ def _digest(tensors: list[Tensor]) -> str:
     whole = hashlib.sha256()
     for tensor in tensors:
         held = local(tensor).detach().contiguous().cpu()
-        whole.update(held.reshape(-1).view(torch.uint8).numpy())
+        whole.update(held.reshape(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 

@@ -38,7 +38,7 @@ class Parts:
     def ranks(self) -> int | None:
         """Processes that torchrun starts on all nodes; None where it does not say."""
         given = {flag.name: flag.values for flag in flags_of(self.launcher)[0]}
-        if "torchrun" not in self.launcher:
+        if not any(Path(word).name == "torchrun" for word in self.launcher):
             return None
         sizes = [given.get(name, ("1",)) for name in ("--nproc-per-node", "--nnodes")]
         if not all(len(size) == 1 and size[0].isdigit() for size in sizes):
@@ -85,8 +85,8 @@ def parts_of(words: list[str]) -> Parts:
 def _launched_by(words: list[str]) -> list[str]:
     """`python -m torch.distributed.launch` as torchrun; python without -u, which changes nothing."""
     words = [word for word in words if word != "-u"]
-    if "-m" in words and words[words.index("-m") + 1] in LAUNCHERS:
-        rest = words[words.index("-m") + 2 :]
+    module, *rest = words[words.index("-m") + 1 :] if "-m" in words[:-1] else [""]
+    if module in LAUNCHERS:
         return ["torchrun", *(w for w in rest if w not in ("--use_env", "--use-env"))]
     return words
 

@@ -3,9 +3,10 @@
 Followed are NAME=word, NAME+=word and NAME=(array), also under export, declare, local and readonly;
 quotes, comments, continued lines; and of the expansions $NAME, ${NAME}, ${NAME[@]}, ${NAME:-word} (and
 := and :?), $1, $@ and $((...)) of whole numbers. An unquoted value is divided at its blanks; patterns such as * stay as
-they are. A variable that is set inside if, for, while, case or a function, or by the output of a
-command, is unknown from there on: an error where it is used, not before. What may change any variable
-(source, eval, shift, set --), and a here-document, is an error at its line.
+they are. A variable that is set inside if, for, while, case or a function, after && or ||, or by the output of
+a command, is unknown from there on: an error where it is used, not before. What may change any variable
+(source, eval, shift, set --), and a here-document, is an error at its line. NAME=word before a command is no
+variable of the script, and left out.
 """
 
 import re
@@ -64,20 +65,26 @@ class ShellScript:
     variables: dict[str, list[str] | ConfigError] = field(default_factory=dict)
     """Values so far, a plain variable's as a list of one; or why the value is unknown."""
     _blocks: list[str] = field(default_factory=list)
+    _condition: str = ""
+    """Why the statement that is read may not be run."""
 
     def commands(self, text: str) -> Iterator[Command]:
         """Each simple command whose words are known. Raises ConfigError at what cannot be followed."""
-        for statement in _statements(tokens(text, self.name)):
+        for before, statement in _statements(tokens(text, self.name)):
+            self._condition = f"set after `{before}`" if before in ("&&", "||") else ""
             command = self._run(statement)
             if command is not None:
                 yield command
 
-    def _run(self, statement: list[Token]) -> Command | None:
+    def _run(self, statement: list[Word | Array]) -> Command | None:
         """Note what a statement does to the variables; return its command, if it has one."""
-        words = self._past_keywords([t for t in statement if not isinstance(t, Operator)])
-        while words and (assigned := _assignment(words[0])):
-            self._assign(words.pop(0), *assigned)
+        words = self._past_keywords(statement)
+        assigned = []
+        while words and (found := _assignment(words[0])):
+            assigned.append((words.pop(0), found))
         if not words:
+            for word, name_and_sign in assigned:
+                self._assign(word, *name_and_sign)
             return None
         line, first = words[0].line, _plain(words[0])
         if first in REFUSED or (first == "set" and any(_plain(w) == "--" for w in words)):
@@ -116,7 +123,8 @@ class ShellScript:
         try:
             expanded = [value for word in words for value in self._expand(word)]
         except ConfigError:
-            if any(part.value.endswith(self.sought) for word in words for part in word.parts):
+            plain = [word for word in words if isinstance(word, Word)]
+            if any(part.value.endswith(self.sought) for word in plain for part in word.parts):
                 raise
             return None
         if self._blocks and any(word.endswith(self.sought) for word in expanded):
@@ -128,7 +136,7 @@ class ShellScript:
         """What follows export and its like."""
         for word in words:
             assigned = _assignment(word)
-            name = assigned[0] if assigned else _plain(word)
+            name = assigned[0] if assigned else _plain(word) or ""
             if assigned:
                 self._assign(word, *assigned)
             value = self.variables.get(name)
@@ -139,8 +147,9 @@ class ShellScript:
         """NAME=..., or NAME+=..."""
         if name in self.given or "(" in self._blocks:  # a subshell keeps its variables
             return
-        if self._blocks:
-            self._forget(name, word.line, f"set inside `{self._blocks[-1]}`")
+        how = f"set inside `{self._blocks[-1]}`" if self._blocks else self._condition
+        if how:
+            self._forget(name, word.line, how)
             return
         before = self.variables.get(name, []) if adds else []
         try:
@@ -194,7 +203,9 @@ class ShellScript:
         if part.kind == "arithmetic":
             joined = self._joined(parts_of(part.value, self.name, line), line)
             try:
-                return [str(whole_number(joined, lambda name: self._value(name, line)[0]))]
+                return [
+                    str(whole_number(joined, lambda name: " ".join(self._value(name, line)[:1])))
+                ]
             except NotANumber as error:
                 what = f"$(({part.value.strip()})): {error}"
                 raise self._cannot_follow(line, what, "only whole numbers are computed") from None
@@ -249,15 +260,17 @@ class ShellScript:
         )
 
 
-def _statements(stream: Iterator[Token]) -> Iterator[list[Token]]:
-    """Simple commands, without their redirections; a parenthesis is a statement of its own."""
-    statement: list[Token] = []
-    redirected = False
+def _statements(stream: Iterator[Token]) -> Iterator[tuple[str, list[Word | Array]]]:
+    """(the operator before, the words) of each simple command, without its redirections; a parenthesis is a
+    statement of its own."""
+    before, statement, redirected = "", list[Word | Array](), False
     for token in stream:
         if isinstance(token, Operator) and token.text in ENDS | {"(", ")"}:
-            yield statement
+            yield before, statement
             if token.text in ("(", ")"):
-                yield [Word(token.line, (Part("text", token.text, False),))]
+                yield "", [Word(token.line, (Part("text", token.text, False),))]
+            if statement or token.text != "\n":  # a line may end after an operator
+                before = token.text
             statement, redirected = [], False
         elif isinstance(token, Operator):
             redirected = True  # its target is the next word
@@ -265,7 +278,7 @@ def _statements(stream: Iterator[Token]) -> Iterator[list[Token]]:
             redirected = False
         else:
             statement.append(token)
-    yield statement
+    yield before, statement
 
 
 def _plain(word: Word | Array) -> str | None:
@@ -287,5 +300,5 @@ def _assignment(word: Word | Array) -> tuple[str, bool] | None:
 def _after_equals(word: Word) -> tuple[Part, ...]:
     """The value of NAME=value."""
     head, *rest = word.parts
-    value = head.value[ASSIGNED.match(head.value).end() :]
+    _, _, value = head.value.partition("=")
     return at_home((Part("text", value, False), *rest))

@@ -10,7 +10,8 @@ OPERATOR = re.compile(r"<<|(?:\d+|&)?(?:>>|>&|>\||<&|>|<)|\|\||&&|;;|[|&;()\n]")
 BLANK = " \t"
 BORDER = BLANK + "\n|&;()<>"
 """What ends a word that stands without quotes."""
-NAME = re.compile(r"\w+|[@*#?$!-]")
+NAME = re.compile(r"[A-Za-z_]\w*|[\d@*#?$!-]")
+"""What a $ without braces stands before: of $12 the 1 alone."""
 ARRAY = re.compile(r"([A-Za-z_]\w*\+?)=")
 ESCAPED_IN_QUOTES = '$`"\\'
 
@@ -123,7 +124,7 @@ class _Reader:
 
     def _elements(self) -> list[Word]:
         """The words of an array, up to its closing parenthesis."""
-        words = []
+        words: list[Word] = []
         while (token := self._token()) is not None:
             if isinstance(token, Operator):
                 if token.text == ")":

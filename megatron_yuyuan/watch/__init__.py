@@ -1,5 +1,6 @@
 """Who notices that a rank has died, hangs, or writes where another job does.
 
+signals     that ask a run to stop, noted from its first moment
 heartbeat   what a rank says of itself, in memory that outlives it, and in a file
 witness     a small process beside every rank: it sees how the rank ends, and where it hangs
 processes   what the kernel knows of a process

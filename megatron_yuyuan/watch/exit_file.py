@@ -7,7 +7,8 @@ processes that notice it one writes the file, and the others can read who was lo
 import json
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 EXIT_FILE = "exit.json"
@@ -37,24 +38,31 @@ def claim_exit(save: str | Path, report: dict) -> bool:
 def publish_once(target: Path, document: dict) -> bool:
     """Give a JSON file its name, whole, unless the name is taken; whether it got it. OSErrors are a
     no: what could be said of them, the caller says of the state of the run."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
-        temporary.write_bytes(as_json(document))
-        with suppress(OSError):  # NFS may report the failure of a link that it has made
-            os.link(temporary, target)
-        return temporary.stat().st_nlink == 2
+        with _written_beside(target, document) as temporary:
+            with suppress(OSError):  # NFS may report the failure of a link that it has made
+                os.link(temporary, target)
+            return temporary.stat().st_nlink == 2
     except OSError:
         return False
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def replace(target: Path, document: dict) -> None:
     """Give a JSON file its name, in place of what has it. Raises OSError."""
+    with _written_beside(target, document) as temporary:
+        os.replace(temporary, target)
+
+
+@contextmanager
+def _written_beside(target: Path, document: dict) -> Iterator[Path]:
+    """A JSON file under a name of its own, gone at the end: a full disk is not filled with halves."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    temporary.write_bytes(as_json(document))
-    os.replace(temporary, target)
+    try:
+        temporary.write_bytes(as_json(document))
+        yield temporary
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def resume_from(save: str | Path) -> str | None:

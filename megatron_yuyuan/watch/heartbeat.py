@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megatron_yuyuan.watch.signals import Signals
+
 BEAT = 5.0
 """Seconds between two heartbeat files of a rank."""
 PHASES = ("start", "refused", "load", "step", "evaluation", "save", "end")
@@ -94,6 +96,8 @@ class Watched:
     save: str
     """The run's --save; empty without one."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    signals: Signals | None = None
+    """What has asked it to stop, noted since it is watched; None without a witness."""
 
 
 def heartbeat_path(save: str | Path, rank: int) -> Path:

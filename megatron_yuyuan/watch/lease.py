@@ -37,6 +37,8 @@ SETTLED = 0.5
 """Seconds after which of several that take over the same stale lease one has it."""
 STARTS = 3
 """Starts that may end without a new step, one after another."""
+_FIELDS = set("id job host pid machine began since saved furthest starts ended".split())
+"""Of a lease; a file that lacks one is none."""
 
 
 class Lease:
@@ -184,7 +186,7 @@ def _read(path: Path) -> dict | None:
     """A lease; None where there is none, or only one that nobody has written as we do."""
     try:
         lease = json.loads(path.read_text(encoding="utf-8"))
-        return lease if {"id", "machine", "starts", "ended"} <= lease.keys() else None
+        return lease if lease.keys() >= _FIELDS else None
     except (FileNotFoundError, ValueError, AttributeError):
         return None
 

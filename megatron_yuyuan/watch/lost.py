@@ -8,8 +8,9 @@ heartbeat files, if that rank hangs; and if its whole machine is gone, its heart
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
-from megatron_yuyuan.errors import LostError
+from megatron_yuyuan.errors import ConfigError, LostError, YuyuanError
 from megatron_yuyuan.watch import verdict
 from megatron_yuyuan.watch.exit_file import claim_exit, read_exit, resume_from
 from megatron_yuyuan.watch.heartbeat import BEAT, Watched, absent, read_heartbeats
@@ -26,11 +27,16 @@ REPORT = 5.0
 @contextmanager
 def losses_named(own: Watched) -> Iterator[None]:
     """Raises LostError, naming the rank that was lost, in place of the communication error that its
-    loss has caused; in SAVE/exit.json too. Other errors pass."""
+    loss has caused; in SAVE/exit.json too. Other errors pass; a ConfigError before the ranks have met is
+    written there, because it may be of this rank alone, and the others are stopped while they wait."""
     try:
         yield
     except LostError as error:
         _claim(own, error, {})
+        raise
+    except ConfigError as error:
+        if not own.heartbeat.read().owns:
+            _claim(own, error, asdict(own.rank))
         raise
     except RuntimeError as error:  # torch.distributed's errors are of this kind
         text = str(error)
@@ -41,7 +47,7 @@ def losses_named(own: Watched) -> Iterator[None]:
         raise _lost(own, late) from error
 
 
-def _lost(own: Watched, late: bool) -> LostError:
+def _lost(own: Watched, late: bool) -> YuyuanError:
     """The error for a collective that broke, or was waited for too long."""
     if not late and (report := _report(own.save)):
         return verdict.reported(report)
@@ -55,7 +61,7 @@ def _lost(own: Watched, late: bool) -> LostError:
     return _claim(own, error, {})
 
 
-def _claim(own: Watched, error: LostError, culprit: dict) -> LostError:
+def _claim(own: Watched, error: YuyuanError, culprit: dict) -> YuyuanError:
     """Write the error to SAVE/exit.json; the error, or, where another rank was faster, that rank's."""
     if not own.save or not (own.heartbeat.read().owns or is_free(own.save)):
         return error

@@ -7,6 +7,7 @@ import select
 import signal
 import struct
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -65,6 +66,14 @@ class Process:
             return None
         known, code = struct.unpack("=Q52xi", information)
         return os.waitstatus_to_exitcode(code) if known & PIDFD_INFO_EXIT else None
+
+    def send(self, number: int) -> None:
+        """Send it a signal; nothing where it has ended."""
+        with suppress(ProcessLookupError):
+            if self._pidfd is None:
+                os.kill(self.pid, number)
+            else:
+                signal.pidfd_send_signal(self._pidfd, number)
 
     def is_stopped(self) -> bool:
         """Whether a signal (SIGSTOP, Ctrl-Z, a debugger) holds it."""

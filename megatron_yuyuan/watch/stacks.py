@@ -12,6 +12,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 
+from megatron_yuyuan.watch.processes import Process
+
 ANSWER = 1.0
 """Seconds in which a process that can answer does."""
 WAITING = ("torch/distributed/", "megatron_yuyuan/parallel/meeting.py")
@@ -39,11 +41,11 @@ class Stacks:
         faulthandler.register(signal.SIGUSR2, self._file, all_threads=True)
         faulthandler.enable(self._file, all_threads=True)
 
-    def ask(self, pid: int) -> list[Frame]:
+    def ask(self, process: Process) -> list[Frame]:
         """The stack of the process that made this, innermost call first; empty without an answer."""
         os.ftruncate(self._file.fileno(), 0)
         os.lseek(self._file.fileno(), 0, os.SEEK_SET)  # the processes share the position
-        os.kill(pid, signal.SIGUSR2)
+        process.send(signal.SIGUSR2)
         deadline, before = time.monotonic() + ANSWER, -1
         while time.monotonic() < deadline:
             size = os.fstat(self._file.fileno()).st_size
@@ -62,7 +64,7 @@ class Stacks:
 def parse(text: str) -> list[Frame]:
     """The main thread's calls, innermost first, of what faulthandler writes: a block a thread, the
     main thread's last."""
-    blocks = re.split(r"(?m)^(?=\S.*thread )", text, flags=re.IGNORECASE)
+    blocks = re.split(r"(?m)^(?=(?:Current thread|Thread) )", text)
     found = _FRAME.findall(blocks[-1])
     return [Frame(file, int(line), function) for file, line, function in found]
 

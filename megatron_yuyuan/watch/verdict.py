@@ -6,7 +6,7 @@ from megatron_yuyuan.errors import LostError, YuyuanError
 from megatron_yuyuan.watch.exit_file import resume_from
 from megatron_yuyuan.watch.heartbeat import Beat, Rank
 
-REASONS = {
+REASONS: dict[int, str] = {
     signal.SIGKILL: "somebody killed it, or the kernel did because memory ran out",
     signal.SIGSEGV: "native code reached for memory that is not its own",
     signal.SIGABRT: "native code gave up; its message stands above",

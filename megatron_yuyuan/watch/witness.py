@@ -15,12 +15,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from megatron_yuyuan import launcher
 from megatron_yuyuan.errors import BrokenError, LostError, YuyuanError
-from megatron_yuyuan.watch import verdict
-from megatron_yuyuan.watch.exit_file import claim_exit, read_exit, replace, resume_from
+from megatron_yuyuan.watch import exit_file, verdict
+from megatron_yuyuan.watch.exit_file import claim_exit, read_exit, resume_from
 from megatron_yuyuan.watch.heartbeat import (
     BEAT,
     Beat,
@@ -32,6 +32,7 @@ from megatron_yuyuan.watch.heartbeat import (
 )
 from megatron_yuyuan.watch.lease import is_free
 from megatron_yuyuan.watch.processes import Process, die_with_parent
+from megatron_yuyuan.watch.signals import Signals
 from megatron_yuyuan.watch.stacks import Stacks, in_one_line, waits
 
 GRACE = 30.0
@@ -39,7 +40,7 @@ GRACE = 30.0
 LOSSES = (LostError.kind, BrokenError.kind)
 """Classes of exit.json after which no collective can end."""
 FAULTS = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL)
-QUIET = (0, 2, 75, 130, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGUSR1)
+QUIET = (0, 2, 75, 130, -signal.SIGINT, -signal.SIGHUP)
 """Ends that were spoken of, by the rank or by whoever asked for them."""
 
 
@@ -50,12 +51,12 @@ def unwatched(save: str) -> Watched:
 
 @contextmanager
 def watched(save: str, timeout: float) -> Iterator[Watched]:
-    """Fork a witness of this process, and bind its life to torchrun's, if that started it; on Linux,
-    elsewhere nothing happens. Call it before torch is imported, and once.
+    """Take note of the signals that ask it to stop; fork a witness of this process, and bind its life to
+    torchrun's, if that started it (on Linux). Call it before torch is imported, and once.
 
     timeout: seconds that a collective may wait.
     """
-    own = unwatched(save)
+    own = replace(unwatched(save), signals=Signals())
     if sys.platform != "linux":
         yield own
         return
@@ -139,7 +140,7 @@ class Witness:
         path = heartbeat_path(self._save, self._rank.rank)
         with suppress(OSError):  # the run says what is wrong with its directory
             path.parent.mkdir(exist_ok=True)
-            replace(path, document)
+            exit_file.replace(path, document)
 
     def _end_after_others(self) -> None:
         """Kill a rank that waits for one that is lost: NCCL waits for its whole timeout, and only the lost
@@ -152,7 +153,7 @@ class Witness:
         now = time.monotonic()
         self._alone_since = min(self._alone_since, now)
         if now - self._alone_since > GRACE:
-            os.kill(self._rank.pid, signal.SIGKILL)
+            self._process.send(signal.SIGKILL)
 
     def _stack(self, beat: Beat) -> dict:
         """Where a rank is that has not moved for half of what a collective may wait, and whether it
@@ -161,7 +162,7 @@ class Witness:
             return {}
         if self._process.is_stopped():
             return {"waits": False, "stack": "stopped by a signal (SIGSTOP, or a debugger)"}
-        stack = self._stacks.ask(self._rank.pid)
+        stack = self._stacks.ask(self._process)
         return {"waits": waits(stack), "stack": in_one_line(stack) or "no answer from it"}
 
     def _error(self, status: int | None, beat: Beat) -> YuyuanError | None:
@@ -192,6 +193,6 @@ class Witness:
             number, culprit = 0, late
         report = verdict.report_of(error, self._save, beat.iteration, culprit, number)
         has_place = self._save and (beat.owns or is_free(self._save)) and os.path.isdir(self._save)
-        is_first = not has_place or claim_exit(self._save, report)
+        is_first = not has_place or claim_exit(self._save, report) or not read_exit(self._save)
         if is_first and error.status != 1:  # a bug has its traceback
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ import pytest
 import torch.distributed as dist
 from tiny import TINY, Layout, build_trainer
 
+from megatron_yuyuan.checkpoint import rollback as rollback_module
 from megatron_yuyuan.checkpoint.dcp import find_checkpoint, load_tensors, read_state
 from megatron_yuyuan.checkpoint.rollback import Rollback
 from megatron_yuyuan.checkpoint.saver import build_saver
@@ -20,8 +21,16 @@ from megatron_yuyuan.train.spikes import left_out_too, number_of, same_until
 from megatron_yuyuan.train.stopping import Stopping
 from megatron_yuyuan.validation import validate
 
-CONFIG = TINY.replace(num_layers=2, lr=1e-3, train_iters=14, save_interval=4, eval_iters=0).replace(
-    rollback_iters=3, rollback_skip_batches=6, hidden_dropout=0.1, lr_warmup_iters=0
+CONFIG = TINY.replace(
+    num_layers=2,
+    hidden_dropout=0.1,
+    lr_decay_style="constant",
+    lr_warmup_iters=0,
+    train_iters=14,
+    eval_iters=0,
+    save_interval=4,
+    rollback_iters=3,
+    rollback_skip_batches=6,
 )
 POISON = range(72, 80)
 """The samples of iteration 10."""
@@ -29,8 +38,8 @@ TOKENIZER = SimpleNamespace(fingerprint="0", vocab_size=120)
 
 
 class Text:
-    """One token again and again, which a model of tied embeddings expects; in the poisoned samples
-    random ones, which it does not. Notes what is read; reading the sample `broken` ends the process."""
+    """One of four tokens again and again; in the poisoned samples random ones. Notes what is read; after a
+    while, reading the sample `broken` ends the run as a kill would."""
 
     def __init__(self, poison, broken: int):
         self.poison, self.broken, self.read = poison, broken, []
@@ -43,10 +52,8 @@ class Text:
         if number == self.broken and len(self.read) > 20:
             raise KeyboardInterrupt
         chosen = np.random.default_rng(number % 200)
-        if number in self.poison:
-            text = chosen.integers(0, 120, 17)
-        else:
-            text = np.full(17, chosen.integers(0, 120))
+        usual, random = np.full(17, chosen.integers(0, 4)), chosen.integers(0, 120, 17)
+        text = random if number in self.poison else usual
         return text[:-1], text[1:]
 
 
@@ -58,11 +65,15 @@ def trained(config: Config, directory, poison=POISON, broken: int = -1) -> tuple
     if path := find_checkpoint(directory):
         saved = read_state(path)
         state.fill(partial(load_tensors, path))
-        state.continue_after(saved["iteration"], saved["consumed_samples"], saved["optimizer_steps"])
+        state.continue_after(
+            saved["iteration"], saved["consumed_samples"], saved["optimizer_steps"]
+        )
         state.recall(saved)
     else:
-        loss, _ = trainer.gradients(Text((), -1))
-        state.recent_losses = [loss - 0.1, loss + 0.1] * 32
+        for _ in range(16):  # what it has learned, a spike stands out of
+            trainer.step(Text((), -1))
+        state.continue_after(0, 0, state.optimizer_steps)
+        state.recent_losses = [0.0, 0.5] * 32
     log = Log(directory, trainer.mesh.is_main)
     if state.iteration:
         log.event("restart", iteration=state.iteration)
@@ -103,17 +114,23 @@ def test_the_samples_that_led_to_a_spike_are_left_out_and_no_other(alone):
     assert (event["iteration"], event["left_out"], event["rollbacks"]) == (4, [32, 79], 1)
     spike = event["spike"]
     assert (spike["iteration"], spike["samples"]) == (10, [72, 79])
-    before, taken = steps(alone)[4][0], steps(alone)
-    assert spike["lm_loss"] > before + 0.6
+    taken = steps(alone)
+    assert spike["lm_loss"] > 2.0
     assert sorted(taken) == list(range(1, 15))
     assert [figures[2] for figures in taken.values()] == [8 * i for i in taken]
-    assert max(loss for loss, *_ in taken.values()) < before + 0.6  # the spike is nowhere in it
+    assert max(loss for loss, *_ in taken.values()) < 0.5  # the spike is nowhere in it
     state = read_state(find_checkpoint(alone))
-    assert (state["left_out"], state["rollbacks"], state["consumed_samples"]) == ([[32, 79]], 1, 112)
+    assert (state["left_out"], state["rollbacks"], state["consumed_samples"]) == (
+        [[32, 79]],
+        1,
+        112,
+    )
 
 
 @pytest.mark.parametrize(
-    "layout", [Layout(2, 1, 1), pytest.param(Layout(2, 2, 2, True), marks=pytest.mark.slow)], ids=str
+    "layout",
+    [Layout(2, 1, 1), pytest.param(Layout(2, 2, 2, True), marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_every_layout_goes_back_alike(ranks, alone, tmp_path, layout):
     config = layout.of(CONFIG).replace(async_save=True)
@@ -123,7 +140,7 @@ def test_every_layout_goes_back_alike(ranks, alone, tmp_path, layout):
     for name in ("iteration", "left_out", "rollbacks"):
         assert event[name] == expected[name]
     for iteration, figures in steps(alone).items():
-        assert steps(tmp_path)[iteration] == pytest.approx(figures, rel=1e-4)
+        assert steps(tmp_path)[iteration] == pytest.approx(figures, rel=1e-3)
 
 
 @pytest.mark.parametrize("broken", [96, 120], ids=["before_the_next_save", "after_it"])
@@ -138,6 +155,7 @@ def test_a_restart_keeps_to_it_bit_for_bit(ranks, alone, tmp_path, broken):
     assert len(rollbacks(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_spike_that_comes_again_is_left_out_too_and_the_oldest_passed_over(ranks, tmp_path):
     """Two batches at a time, from iteration 4 each time, until no checkpoint is old enough."""
     config = CONFIG.replace(rollback_skip_batches=2)
@@ -156,20 +174,40 @@ def test_a_spike_that_comes_again_is_left_out_too_and_the_oldest_passed_over(ran
     assert "the run was taken back 1 times (max_rollbacks)" in ended
 
 
+def damaged(config: Config, directory) -> list[dict]:
+    """Train until the spike has been taken back; at that moment the newest checkpoint to go back to is
+    damaged."""
+    load = rollback_module.load_tensors
+
+    def damage_and_load(path, tensors):
+        if path.name == "iter_0000006":
+            [file] = path.glob("*.distcp")
+            whole = bytearray(file.read_bytes())
+            whole[len(whole) // 2] ^= 1
+            file.write_bytes(whole)
+        load(path, tensors)
+
+    rollback_module.load_tensors = damage_and_load
+    trained(config, directory)
+    return rollbacks(directory)
+
+
 def test_a_damaged_checkpoint_is_not_gone_back_to(ranks, tmp_path):
-    config = CONFIG.replace(save_interval=3)
-    _, ended = ranks.run(1, trained, config, tmp_path, POISON, 71)
-    assert ended == "killed"
-    [file] = (tmp_path / "iter_0000006").glob("*.distcp")
-    kept = (tmp_path / "iter_0000006" / "state.json").read_text()
-    assert kept
-    whole = bytearray(file.read_bytes())
-    whole[len(whole) // 2] ^= 1
-    (tmp_path / "iter_0000009").exists()
-    file.write_bytes(whole)
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
-    ranks.run(1, trained, config.replace(rollback_iters=4), tmp_path)
-    assert rollbacks(tmp_path)
+    [event] = ranks.run(1, damaged, CONFIG.replace(save_interval=3), tmp_path)
+    assert (event["spike"]["iteration"], event["iteration"]) == (10, 3)
+    assert event["left_out"] == [24, 71]
+
+
+def other_branch(config: Config, directory) -> list[str]:
+    """Names of the checkpoints that a run which has left samples out may go back to."""
+    trained(config, directory, poison=())
+    state = SimpleNamespace(left_out=[[32, 79]])
+    rollback = Rollback(config.replace(save=str(directory)), state, None, None)
+    return [path.name for path, _ in rollback._candidates(12)]
+
+
+def test_checkpoints_that_have_read_what_is_left_out_are_of_another_run(ranks, tmp_path):
+    assert ranks.run(1, other_branch, CONFIG, tmp_path) == ["iter_0000004"]
 
 
 def test_positions_and_numbers():

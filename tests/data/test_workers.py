@@ -72,8 +72,8 @@ def test_a_process_that_dies_is_named_with_its_task():
 def test_a_process_that_dies_between_two_tasks_or_before_the_first_is_lost_too(monkeypatch):
     hear = workers._Worker.hear
 
-    def hear_and_kill(worker, tasks):
-        told = hear(worker, tasks)
+    def hear_and_kill(worker):
+        told = hear(worker)
         if told is None:
             worker.process.kill()
             worker.process.join()

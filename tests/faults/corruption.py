@@ -156,6 +156,7 @@ def shard(data: Path, name: str, other: str, folder: Path) -> Subject:
     """One shard, opened as training does, its files swapped with those of another."""
     from megatron_yuyuan.data.data_card import last_token, verify
     from megatron_yuyuan.data.indexed_dataset import IndexedDataset
+    from megatron_yuyuan.data.template import TEMPLATE
     from megatron_yuyuan.data.tokenizer import read_tokenizer
 
     suffixes = (".bin", ".idx", ".meta.json")
@@ -169,8 +170,9 @@ def shard(data: Path, name: str, other: str, folder: Path) -> Subject:
     def read(folder: Path) -> tuple[bool, object]:
         opened = IndexedDataset(folder / name)
         opened.check_vocabulary(tokenizer.fingerprint, tokenizer.vocab_size)
+        template = opened.meta.get("template", TEMPLATE.to_dict())  # as training takes it
         arrays = (opened._tokens, opened.sequence_lengths, opened.document_indices)
-        return False, (*(array.tobytes() for array in arrays), opened.meta.get("template"))
+        return False, (*(array.tobytes() for array in arrays), template)
 
     def check(folder: Path) -> None:
         opened = IndexedDataset(folder / name)
@@ -229,8 +231,6 @@ def checkpoint(run: Path, strict: bool = False) -> Subject:
         config = Config().replace(save=str(folder), strict=strict, train_iters=9)
         origin, state = starting_point(config), State()
         tokenizer = run_tokenizer(config, origin)
-        config = config.replace(**origin.state["config"]["model"])
-        config = config.replace(lora_target_modules=Config().model.lora_target_modules)
         origin = fill_or_fall_back(state, origin, replaced(config, origin.state))
         place = origin.state["iteration"], origin.state["consumed_samples"]
         return bool(origin.passed_over), (*place, digest_of(state.tensors), tokenizer.fingerprint)

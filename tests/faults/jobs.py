@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def run_job(arguments: Sequence[object], ranks: int = 1) -> Ended:
             )
         finally:
             for pid in processes_of(sessions):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             for process in processes:
                 process.kill()
                 process.join()

@@ -80,7 +80,7 @@ class Trials:
         try:
             for point in points:
                 self._die(save, point)
-            return Outcome("", self._resume(save))
+            return Outcome("", self.resume(save))
         except (NotSurvived, TimeoutError) as error:
             return Outcome(f"{' then '.join(map(str, points))}: {error}")
         finally:
@@ -94,17 +94,25 @@ class Trials:
         require(happened, f"it did not happen: {ended.statuses} {ended.said}")
         require(not ended.orphans, f"it left the processes {ended.orphans}")
 
-    def _resume(self, save: Path) -> int:
+    def resume(self, save: Path) -> int:
         """Start it again, to its end; how many steps were taken again. Raises NotSurvived."""
         before = iterations(save)
         ended = self._start(save)
         require(ended.statuses == (0,) * RANKS, f"then: {ended.statuses} {ended.said}")
         require(not ended.orphans, f"then it left the processes {ended.orphans}")
-        require_equal(read_digests(save / DIGESTS), self.expected)
+        self.require_expected(save)
         return max(before) - iterations(save)[len(before)] if before else 0
 
+    def require_expected(self, save: Path) -> None:
+        """Raises NotSurvived where a run is not the undisturbed one."""
+        require_equal(read_digests(save / DIGESTS), self.expected)
+
+    def command(self, save: Path) -> tuple[object, ...]:
+        """What is started."""
+        return train_flags(self._prepared, save, *self._flags)
+
     def _start(self, save: Path, *more: object) -> Ended:
-        return run_job(train_flags(self._prepared, save, *self._flags, *more), RANKS)
+        return run_job((*self.command(save), *more), RANKS)
 
 
 def iterations(save: Path) -> list[int]:

@@ -100,14 +100,14 @@ def test_no_apex(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(KernelsError, match="there is no apex") as raised:
         apex.kernels()
-    assert "git+https://github.com/NVIDIA/apex" in raised.value.remedy
+    assert "tools/install_apex.sh" in raised.value.remedy
 
 
 def test_the_other_project_of_that_name_is_recognised(installed):
     installed(PYPIS)
     with pytest.raises(KernelsError, match="is not NVIDIA's") as raised:
         apex.kernels()
-    assert "pip uninstall apex" in raised.value.remedy
+    assert "pip uninstall apex, then tools/install_apex.sh" in raised.value.remedy
 
 
 def test_an_apex_without_its_extensions(installed):

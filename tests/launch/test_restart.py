@@ -62,6 +62,7 @@ def losses(save: Path) -> dict[int, tuple]:
     return {s["iteration"]: (s["lm_loss"], s["grad_norm"], s["consumed_samples"]) for s in steps}
 
 
+@pytest.mark.slow
 def test_torchruns_restart_goes_on_as_if_nobody_had_died(ranks, prepared, tmp_path):
     save, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     job = started(train_flags(prepared, save, *STEPS), "--max-restarts", "2")
@@ -110,15 +111,28 @@ def test_a_run_that_dies_at_every_start_is_refused_in_the_end(prepared, tmp_path
         report = json.loads((save / "exit.json").read_text())
         assert (report["class"], report["rank"]) == ("rank_lost", killed)
         document = json.loads((save / "lease.json").read_text())
-        document["furthest"] = (
-            1000  # as if the first start had come so far, and the others died earlier
-        )
+        document["furthest"] = 1000  # as if the first start had come so far
         (save / "lease.json").write_text(json.dumps(document))
         if document["starts"] == 3:
             break
     ended = run(*command, ranks=2, status=1)
     assert "error: 3 starts in a row came no further than step 1000" in ended.stderr
     assert json.loads((save / "exit.json").read_text())["status"] == 2
+
+
+@pytest.mark.slow
+def test_a_signal_while_torch_is_imported_ends_the_run_with_its_state_saved(prepared, tmp_path):
+    save = tmp_path / "run"
+    command = map(str, train_flags(prepared, save, *STEPS, "--train-iters", 4000))
+    job = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
+    wait_for(lambda: children.read_text(), job)  # its witness: torch comes next
+    os.kill(job.pid, signal.SIGUSR1)
+    assert "torch" not in Path(f"/proc/{job.pid}/maps").read_text()
+    said = job.communicate(timeout=180)[1]
+    assert job.returncode == 75, said
+    report = json.loads((save / "exit.json").read_text())
+    assert (report["class"], report["cause"], report["step"]) == ("signal", "SIGUSR1", 1)
 
 
 @pytest.mark.slow

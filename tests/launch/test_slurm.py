@@ -85,13 +85,14 @@ class Disturber(threading.Thread):
         return json.loads(path.read_text())
 
     def _wait(self, condition) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not condition():
             if time.monotonic() > deadline:
                 raise TimeoutError
             time.sleep(0.005)
 
 
+@pytest.mark.timeout(600)  # twelve processes import torch; a crowded machine is slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the ranks of a job in /proc")
 def test_a_killed_and_a_signalled_job_are_requeued_and_end_as_if_undisturbed(
     ranks, prepared, tmp_path
@@ -103,7 +104,7 @@ def test_a_killed_and_a_signalled_job_are_requeued_and_end_as_if_undisturbed(
     command = ["sbatch", "--nodes=2", script, *TINY]
     subprocess.run(
         list(map(str, command)), env=environment(prepared, save, folder), cwd=ROOT, check=True,
-        timeout=240, capture_output=True,
+        timeout=480, capture_output=True,
     )  # fmt: skip
     output = (folder / "slurm-1.out").read_text()
     assert (folder / "job-1.status").read_text() == "0", output
@@ -132,8 +133,9 @@ def test_an_array_reads_and_a_dependent_job_writes_the_shard(prepared, tmp_path)
     for flags in (["--array=0-1"], ["--dependency=afterok:1"]):
         command = ["sbatch", "--parsable", *flags, script, "--workers", "1"]
         ended = subprocess.run(
-            command, env=given, cwd=ROOT, check=True, timeout=120, capture_output=True, text=True
+            command, env=given, cwd=ROOT, check=False, timeout=240, capture_output=True, text=True
         )
+        assert ended.returncode == 0, ended.stderr
         answers.append(ended.stdout.strip())
         output = (folder / f"slurm-{len(answers)}.out").read_text()
         assert (folder / f"job-{len(answers)}.status").read_text() == "0", output

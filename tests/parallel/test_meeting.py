@@ -2,6 +2,7 @@
 
 import random
 import signal
+import socket
 import threading
 import time
 
@@ -60,6 +61,12 @@ def test_a_rank_that_dies_between_coming_and_answering_is_replaced():
     assert store.check([f"{name}/1"])
 
 
+def test_an_attempt_may_have_more_ranks_than_the_one_before():
+    store = dist.HashStore()
+    assert len(set(names(store, [0, 1]))) == 1
+    assert len(set(names(store, [3, 1, 2, 0]))) == 1
+
+
 def test_who_is_awaited_is_said_and_then_named(monkeypatch, capsys):
     monkeypatch.setattr(meeting, "SAY", 0.05)
     store = dist.HashStore()
@@ -77,16 +84,13 @@ def test_a_signal_ends_the_waiting():
 
 
 def test_a_first_host_that_does_not_answer_is_named(monkeypatch):
-    taken = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
-    port = taken.port
-    del taken
-    for name, value in {
-        "RANK": 1,
-        "WORLD_SIZE": 2,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }.items():
-        monkeypatch.setenv(name, str(value))
     parallel = ParallelConfig(device="cpu", distributed_timeout_minutes=0.01)
-    with pytest.raises(LostError, match=rf"rank 1 of 2 found no store at 127\.0\.0\.1:{port}"):
-        mesh.start(parallel)
+    with socket.socket() as silent:  # bound, so that nobody else has the port; it listens to no one
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        place = {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in place.items():
+            monkeypatch.setenv(name, str(value))
+        said = rf"rank 1 of 2 found no store at 127\.0\.0\.1:{port}"
+        with pytest.raises(LostError, match=said):
+            mesh.start(parallel)

@@ -11,9 +11,10 @@ from tiny import TINY, Layout, RandomText, build_trainer
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.config_toml import load_toml
+from megatron_yuyuan.model.recomputation import Recomputation
 from megatron_yuyuan.planner.dry_run import PARTS, RankReport, dry_run
 from megatron_yuyuan.planner.live_memory import LiveMemory
-from megatron_yuyuan.planner.memory import Memory, predict_memory
+from megatron_yuyuan.planner.memory import Memory, predict_memory, recomputed_runs
 from megatron_yuyuan.planner.sizes import Sizes
 
 BOUND = 0.05
@@ -30,17 +31,17 @@ WIDE = TINY.replace(
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 SELECTIVE = {"recompute_granularity": "selective", "attention_dropout": 0.1}
 CASES = {
-    "tensor": (Layout(tensor=2), {}),
-    "pipeline": (Layout(2), {}),
-    "no_shard": (Layout(data=2), {"data_parallel_sharding_strategy": "no_shard"}),
-    "optim": (Layout(data=2), {"data_parallel_sharding_strategy": "optim"}),
     "briefly": (Layout(data=2), {"data_parallel_sharding_strategy": "optim_grads_params"}),
-    "three axes": (Layout(2, 2, 2, True), {}),
     "full": (Layout(), FULL),
     "selective": (Layout(tensor=2), SELECTIVE),
-    "interleaved": (Layout(2), {"pipeline_schedule": "Interleaved1F1B"}),
 }
+"""Two more, in `test_dry_run.py`: a pipeline, and tensor, sequence and data parallelism."""
 FURTHER = {
+    "tensor": (Layout(tensor=2), {}),
+    "optim": (Layout(data=2), {"data_parallel_sharding_strategy": "optim"}),
+    "no_shard": (Layout(data=2), {"data_parallel_sharding_strategy": "no_shard"}),
+    "three axes": (Layout(2, 2, 2, True), {}),
+    "interleaved": (Layout(2), {"pipeline_schedule": "Interleaved1F1B"}),
     "sequence, bf16": (Layout(tensor=2, sequence_parallel=True), {"bf16": True}),
     "dropout, bf16": (Layout(2), {"bf16": True, "hidden_dropout": 0.1}),
     "zero bubble": (Layout(2), {"pipeline_schedule": "InterleavedZeroBubble"}),
@@ -103,16 +104,27 @@ def agrees(predicted: dict[str, int], report: RankReport) -> bool:
     return all(predicted[part] == pytest.approx(report.at_peak[part], rel=BOUND) for part in PARTS)
 
 
+ALONE = WIDE.replace(global_batch_size=4)
+
+
 @pytest.fixture(scope="module")
 def alone() -> RankReport:
-    return dry_run(WIDE, 1, 0)
+    return dry_run(ALONE, 1, 0)
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_an_error_of_a_tenth_in_any_part_would_be_seen(alone, part):
-    predicted = by_part(predict_memory(WIDE, 1))
+    predicted = by_part(predict_memory(ALONE, 1))
     assert agrees(predicted, alone)
     assert not agrees(predicted | {part: int(1.1 * predicted[part])}, alone)
+
+
+def test_each_block_keeps_a_mask_of_its_documents(alone):
+    config = ALONE.replace(reset_attention_mask=True)
+    report, mask = dry_run(config, 1, 0), 4 * 2 * 128 * 128
+    assert report.activations - alone.activations == 4 * mask
+    assert Sizes(config, 1).block - Sizes(ALONE, 1).block == mask
+    assert agrees(by_part(predict_memory(config, 1)), report)
 
 
 def test_the_34_bytes_of_korthikanti_and_others():
@@ -139,6 +151,16 @@ def test_a_job_of_32_ranks_is_predicted_at_once(repository):
     assert first.weights + last.weights == pytest.approx(2 * whole / (32 // model_ranks), rel=0.1)
     assert first.moments == 2 * first.weights
     assert last.loss > 0 == first.loss
+
+
+@pytest.mark.parametrize("method", ["uniform", "block"])
+def test_runs_of_blocks_are_those_of_the_model(method):
+    parallel = WIDE.replace(
+        **FULL | {"recompute_method": method, "recompute_num_layers": 3}
+    ).parallel
+    for layers in (2, 3, 7):
+        runs = Recomputation("full", method, 3).runs([torch.nn.Identity()] * layers)
+        assert recomputed_runs(layers, parallel) == [(len(run), again) for run, again in runs]
 
 
 def test_a_prediction_imports_no_torch():

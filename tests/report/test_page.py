@@ -140,16 +140,27 @@ def test_a_run_of_an_older_version_has_a_page(repository):
     assert "Where the time went" not in made.words
 
 
+def test_a_loss_that_was_not_finite_is_not_drawn(tmp_path):
+    directory = synthetic_run(tmp_path / "run")
+    events = [runs.step(1, 0.0), runs.step(2, 1.0) | {"lm_loss": None}]
+    for event in (*runs.evaluation(1, 0.5, "a"), *runs.evaluation(2, 1.5, "a")):
+        lost = {"validation_loss": None, "validation_perplexity": None}
+        events.append(event | (lost if event["iteration"] == 2 else {}))
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    words = Seen(page(read_run(directory))).words
+    assert "step 1, validation loss 7." in words and "step 2, validation loss" not in words
+
+
 def test_texts_are_shown_as_they_were_written(tmp_path):
     shown = texts(read_run(synthetic_run(tmp_path / "run", text="<gout>")))
     assert '<span class="prompt">Gout is &lt;gout&gt;</span> 50 &lt;gout&gt;</p>' in shown
 
 
-def spoil(directory, name: str, text: str | None) -> None:
+def spoil(directory, name: str, text: str | bytes | None) -> None:
     if text is None:
         (directory / name).unlink()
     else:
-        (directory / name).write_text(text)
+        (directory / name).write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
 @pytest.mark.parametrize(
@@ -158,10 +169,17 @@ def spoil(directory, name: str, text: str | None) -> None:
         ("metrics.jsonl", None, "no .*metrics.jsonl"),
         ("config.toml", None, "no .*config.toml"),
         ("metrics.jsonl", "[1]\n", "a line is no event of a run"),
+        ("metrics.jsonl", '{"event": "step", "iteration": 1}\n', "an event step has no lm_loss"),
+        (
+            "metrics.jsonl",
+            '{"event": "stop", "iteration": "1", "cause": "a"}\n',
+            "iteration of an event stop is '1'",
+        ),
+        ("metrics.jsonl", b"\xff\n", "cannot read .*metrics.jsonl: 'utf-8' codec"),
         ("metrics.jsonl", '{"event": "save", "iteration": 1}\n', "holds no step"),
         (
             "metrics.jsonl",
-            '{"event": "step", "iteration": 1}\n{"event": "restart", "iteration": 0}\n',
+            json.dumps(runs.step(1, 0.0)) + '\n{"event": "restart", "iteration": 0}\n',
             "holds no step that a restart did not take back",
         ),
         ("exit.json", "{", "cannot read .*exit.json"),

@@ -113,6 +113,9 @@ def test_a_chart_is_drawn(command, shape, tmp_path, capsys, name):
     [
         (("--gpus", 0), "--gpus 0"),
         (("--tokens", 0), "--tokens 0.0"),
+        (("--tokens", "nan"), "--tokens nan"),
+        (("--inter-node-bandwidth", -1), "--inter-node-bandwidth -1.0"),
+        (("--reserve-gib", -1), "--reserve-gib -1.0"),
         (("--gpus", 6), "--gpus 6 on nodes of 4"),
         (("--chart", "plan.svg"), "plan.svg ends in neither .png nor .html"),
         (("--gpu", "v100"), "invalid choice: 'v100'"),

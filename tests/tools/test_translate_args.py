@@ -147,6 +147,8 @@ EXPANSIONS = [
     "case x in x) A=1;; (y) B=2;; esac; A=3; torchrun $A",
     "A=~/x; B=~; torchrun ~/data ~ ~a '~/b' \"~\" $A $B a~/b ~/'c d' ~$B",
     "A=2; (A=1; read A); { true; }; torchrun $A && true || false &\nwait",
+    "true && A=5; torchrun $1x $2_y $10; B=1\ntrue &&\n\nC=2",
+    "A=1; A=2 B+=3 torchrun $A x",
 ]
 """Each starts torchrun once."""
 
@@ -183,6 +185,10 @@ RUN = "\ntorchrun pretrain_gpt.py --num-layers $N"
         ("N=$(nproc)" + RUN, 1, "the output of $(nproc)"),
         ("N=`nproc`" + RUN, 1, "the output of `nproc`"),
         ("read N" + RUN, 1, "$N (`read`"),
+        ('[ -z "$X" ] && N=1' + RUN, 1, "$N (set after `&&`"),
+        ("N=1\nfalse ||\n\n  export N=2" + RUN, 4, "$N (set after `||`"),
+        ("N=1 true" + RUN, 2, "$N has no value"),
+        ("A=()\nN=$((A))" + RUN, 2, "$((A)): A is no whole number"),
         ("for N in 1 2; do :; done" + RUN, 1, "$N (`for`"),
         ("N=${X#a}" + RUN, 1, "${X#a}"),
         ("N=$((2**3))" + RUN, 1, "$((2**3)): 2**3 is no whole number"),
@@ -219,6 +225,16 @@ def notes(command: str) -> dict[str, tuple[str, str, str]]:
     """{as it was: (group, as it is, why)} of a command's flags."""
     translation = translate(parts_of(command.split()))
     return {note.was: (note.group, note.now, note.why) for note in translation.notes}
+
+
+def test_a_launcher_by_its_path_says_how_many_ranks_it_starts():
+    for words in (
+        "/opt/bin/torchrun --nproc-per-node 4",
+        "python -u -m torch.distributed.run --nproc_per_node=4",
+    ):
+        parts = parts_of(f"{words} --nnodes 2 pretrain_gpt.py --bf16".split())
+        assert parts.ranks == 8
+    assert parts_of("python -m pretrain_gpt.py".split()).ranks is None
 
 
 def test_every_flag_a_script_is_known_to_carry_is_accounted_for():

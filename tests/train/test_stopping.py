@@ -11,6 +11,7 @@ from megatron_yuyuan.log import Log
 from megatron_yuyuan.train import stopping as stopping_module
 from megatron_yuyuan.train.loop import train
 from megatron_yuyuan.train.stopping import Stopping
+from megatron_yuyuan.watch.signals import Signals
 
 CONFIG = TINY.replace(save_interval=0, eval_interval=2, eval_iters=1)
 
@@ -64,6 +65,17 @@ def test_a_signal_to_one_rank_stops_all_after_the_step(ranks, number):
 def test_an_evaluation_that_was_put_off_comes_first(ranks):
     stop, saved, evaluated, due = ranks.run(1, run_of, CONFIG, None, True)
     assert (stop, saved, evaluated, due) == (None, [5], [0, 2, 4, 5], False)
+
+
+def early(config) -> str:
+    """What a run has been asked by a signal that came before it began."""
+    signals = Signals()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return Stopping(config.training, signals).asked()
+
+
+def test_a_signal_before_the_run_began_counts(ranks):
+    assert ranks.run(1, early, CONFIG) == "SIGUSR1"
 
 
 def test_an_interval_stops_but_not_at_the_end(ranks):

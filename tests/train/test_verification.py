@@ -68,7 +68,11 @@ def refusals(config, rank: int) -> dict:
     trainer, samples, said = build_trainer(config), RandomText(), {}
     trainer.step(samples)
     kept = [p.to_local().detach().clone() for p in trainer.state.stages[0].parameters()]
-    for name, flips in {"first": {0: rank}, "second": {1: rank}, "always": {0: rank, 2: rank}}.items():
+    for name, flips in {
+        "first": {0: rank},
+        "second": {1: rank},
+        "always": {0: rank, 2: rank},
+    }.items():
         with_flips(trainer, flips)
         said[name] = message(trainer.step, samples)
     del trainer.gradients
@@ -185,12 +189,7 @@ HYBRID = {"num_distributed_optimizer_instances": 2}
             [("model.h.0.mlp.c_fc.weight", 3)],
             ["rank 1 (.*, rank 3 (.* disagree on"],
         ),
-        (
-            Layout(tensor=4),
-            {},
-            [("model.h.0.ln_1.weight", 2)],
-            ["rank 2 (.* has other bits"],
-        ),
+        (Layout(tensor=4), {}, [("model.h.0.ln_1.weight", 2)], ["rank 2 (.* has other bits"]),
         (Layout(2, 1, 2), {}, [("model.wte.weight", 1)], ["rank 1 (.*, rank 3 (.* disagree on"]),
     ],
     ids=["no_shard-dp2", "no_shard-dp4", "hybrid", "tensor-4", "tied"],

@@ -1,5 +1,6 @@
 """exit.json is written once by those who claim it, and read without torch."""
 
+import errno
 import json
 import os
 import threading
@@ -58,6 +59,22 @@ def test_the_newest_whole_checkpoint_is_named(tmp_path):
         (tmp_path / name / "manifest.json").touch()
     (tmp_path / "iter_0000020").mkdir()
     assert resume_from(tmp_path) == str(tmp_path / "iter_0000010")
+
+
+def test_a_full_disk_keeps_the_old_file_and_no_half_of_a_new_one(tmp_path, monkeypatch):
+    replace(tmp_path / "a.json", {"number": 1})
+
+    def cut_off(path, content: bytes):
+        with path.open("wb") as file:
+            file.write(content[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exit_file.Path, "write_bytes", cut_off)
+    with pytest.raises(OSError, match="No space"):
+        replace(tmp_path / "a.json", {"number": 2})
+    assert not claim_exit(tmp_path, {})
+    assert os.listdir(tmp_path) == ["a.json"]
+    assert json.loads((tmp_path / "a.json").read_text()) == {"number": 1}
 
 
 def test_a_file_is_replaced_whole(tmp_path):

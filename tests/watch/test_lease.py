@@ -144,7 +144,8 @@ def test_what_a_refused_run_has_made_goes_with_it(tmp_path):
 
 
 def test_a_file_that_is_no_lease_holds_nobody(tmp_path):
-    for text in ("", "[1]", '{"id": 1}'):
+    half = '{"id": "a", "machine": "b", "starts": 1, "ended": false}'
+    for text in ("", "[1]", '{"id": 1}', half):
         (tmp_path / LEASE_FILE).write_text(text)
         assert run(tmp_path)["starts"] == 1
 

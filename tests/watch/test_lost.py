@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_yuyuan.errors import LostError
+from megatron_yuyuan.errors import ConfigError, LostError
 from megatron_yuyuan.watch import lease, lost
 from megatron_yuyuan.watch.heartbeat import Rank, Watched, absent, heartbeat_path, read_heartbeats
 from megatron_yuyuan.watch.lost import losses_named
@@ -22,8 +22,12 @@ def fast(monkeypatch):
     monkeypatch.setattr(lost, "BEAT", 0.1)
 
 
+def newcomer(save) -> Watched:
+    return Watched(Rank(0, 3, "4711", "node1"), str(save))
+
+
 def survivor(save="") -> Watched:
-    own = Watched(Rank(0, 3, "4711", "node1"), str(save))
+    own = newcomer(save)
     own.heartbeat.beat("step", 50)
     return own
 
@@ -117,10 +121,22 @@ def test_a_rank_that_never_came_is_reported_too(tmp_path):
 
 def test_a_rank_that_never_came_is_not_reported_to_another_job(tmp_path):
     (tmp_path / lease.LEASE_FILE).write_text(json.dumps(lease._document("4712", 0, 0, None)))
-    own = Watched(Rank(0, 3, "4711", "node1"), str(tmp_path))
-    with pytest.raises(LostError, match=r"^a\n"), losses_named(own):
+    with pytest.raises(LostError, match=r"^a\n"), losses_named(newcomer(tmp_path)):
         raise LostError("a", "b", "c")
     assert not (tmp_path / "exit.json").exists()
+
+
+@pytest.mark.parametrize("has_met", [False, True])
+def test_a_rank_that_is_refused_before_it_has_met_the_others_speaks_for_them(tmp_path, has_met):
+    """They are stopped while they wait, and what they could say would have the job started again."""
+    refused = survivor(tmp_path) if has_met else newcomer(tmp_path)
+    with pytest.raises(ConfigError), losses_named(refused):
+        raise ConfigError("local rank 0 has no CUDA device", "b", "c")
+    with pytest.raises(LostError), losses_named(newcomer(tmp_path)):
+        raise LostError("SIGTERM while the ranks were still meeting", "b", "c")
+    report = json.loads((tmp_path / "exit.json").read_text())
+    assert report["class"] == ("rank_lost" if has_met else "usage")
+    assert report["status"] == (75 if has_met else 2)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), ValueError(CLOSED)], ids=str)

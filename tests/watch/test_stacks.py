@@ -41,11 +41,13 @@ def test_who_waits_for_others_is_told_from_who_computes():
 def test_a_process_answers_whatever_its_main_thread_does():
     program = (
         "import os, sys, threading, time\n"
+        "from megatron_yuyuan.watch.processes import Process\n"
         "from megatron_yuyuan.watch.stacks import Stacks, in_one_line\n"
         "stacks, parent = Stacks(), os.getpid()\n"
         "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
         "if os.fork() == 0:\n"
-        "    first, second = stacks.ask(parent), stacks.ask(parent)\n"
+        "    process = Process(parent)\n"
+        "    first, second = stacks.ask(process), stacks.ask(process)\n"
         "    os.write(1, in_one_line(second).encode())\n"
         "    os._exit(first != second)\n"
         "def busy():\n"

@@ -34,6 +34,11 @@ def stop():
 ACTIONS = {"hang": hang, "hang new": hang, "fault": read_outside, "abort": os.abort, "refuse": stop}
 ACTIONS["break"] = lambda: 1 / 0
 
+def wait_for_a_signal(own):
+    while not own.signals.asked():
+        time.sleep(0.01)
+    print(own.signals.asked(), flush=True)
+
 def main():
     witness.GRACE = 0.2
     with watched(sys.argv[1], float(sys.argv[2])) as own:
@@ -41,6 +46,8 @@ def main():
         print("ready", flush=True)
         if sys.argv[3] == "return":
             return
+        if sys.argv[3] == "stop":
+            return wait_for_a_signal(own)
         ACTIONS[sys.argv[3]]()
 
 assert "torch" not in sys.modules
@@ -134,7 +141,7 @@ def test_a_bug_is_reported_beside_its_traceback(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("action", "number"), [("return", 0), ("refuse", 0), ("hang", signal.SIGTERM)], ids=str
+    ("action", "number"), [("return", 0), ("refuse", 0), ("hang", signal.SIGHUP)], ids=str
 )
 def test_an_end_of_which_the_rank_or_its_killer_speaks_is_no_loss(tmp_path, action, number):
     process = rank(tmp_path, action)
@@ -142,6 +149,22 @@ def test_an_end_of_which_the_rank_or_its_killer_speaks_is_no_loss(tmp_path, acti
         process.send_signal(number)
     assert "rank 3" not in process.stderr.read()  # until the witness has gone too
     assert not (tmp_path / "exit.json").exists()
+    process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_that_comes_before_torch_does_not_end_the_rank(tmp_path, number):
+    process = rank(tmp_path, "stop")
+    process.send_signal(number)
+    said, complaints = process.communicate(timeout=60)
+    assert (said, complaints, process.returncode) == (f"{number.name}\n", "", 0)
+
+
+def test_a_loss_is_said_where_it_cannot_be_written(tmp_path):
+    (tmp_path / "exit.json").mkdir()
+    process = rank(tmp_path, "hang")
+    process.kill()
+    assert "died: signal 9 (SIGKILL) in step 42" in process.stderr.read()
     process.wait()
 
 

@@ -1,5 +1,5 @@
 """The floating-point operations that a rank executes in a training step, by formula: what
-`planner/flops.py` counts.
+`megatron_yuyuan/planner/flops.py` counts.
 
 `model/flops.py` is the model's forward, and its backward is twice that. What is executed is more: fused
 attention multiplies five times in its backward, the scores once more (Dao et al. 2022, arXiv:2205.14135),
@@ -36,11 +36,8 @@ def _stage(config: Config, layers: int, fused: bool) -> int:
     if parallel.recomputed == "selective":  # unfused, it ends before the product with the values
         again = layers * (attention if fused else attention // 2)
     elif parallel.recomputed == "full":
-        method = (parallel.recompute_method, parallel.recompute_num_layers)
-        runs = [run for run, recomputed in recomputed_runs(layers, "full", *method) if recomputed]
+        runs = [run for run, recomputed in recomputed_runs(layers, parallel) if recomputed]
         again = sum(runs) * forward
-        if (
-            not model.hidden_dropout
-        ):  # a run ends with the last thing that is kept, before its last product
+        if not model.hidden_dropout:  # a run ends where all is there again: before its last product
             again -= len(runs) * 2 * length * model.mlp_size * model.hidden_size
     return layers * (forward + backward) + again

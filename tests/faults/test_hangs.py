@@ -1,0 +1,67 @@
+"""A rank that does not come is named, with the place where it is, within --distributed-timeout-minutes."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from commands import train_flags
+from faults.jobs import run_job
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a witness needs Linux's /proc")
+TIMEOUT = 4.0
+"""Seconds that a collective may wait."""
+
+
+def ended(how: str, prepared: Path, save: Path, *more: object, ranks: int = 2):
+    """A job of which a rank goes astray: how it ended, and its exit.json."""
+    [_, *flags] = train_flags(prepared, save, "--distributed-timeout-minutes", TIMEOUT / 60, *more)
+    job = run_job((Path(__file__).with_name("hanging.py"), how, *flags), ranks)
+    assert job.orphans == ()
+    return job, json.loads((save / "exit.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("fault", "place"),
+    [("stop", "stopped by a signal"), pytest.param("sleep=600", "hook (", marks=pytest.mark.slow)],
+    ids=["stopped", "asleep"],
+)
+def test_a_rank_that_stands_still_is_named_with_the_step_and_its_stack(
+    prepared, tmp_path, fault, place
+):
+    more = ("--fault", f"step.before_update:{fault}@3,rank=1")
+    job, report = ended("none", prepared, tmp_path / "run", *more)
+    assert job.statuses[0] == 75
+    assert job.said.count("error: rank 1 (") == 1
+    assert "did not come: rank 0 waited for it in step 3\n" in job.said
+    assert (report["class"], report["status"], report["rank"]) == ("rank_lost", 75, 1)
+    assert place in report["why"]
+
+
+def test_ranks_that_exchange_different_sizes_end_with_the_place(prepared, tmp_path):
+    """gloo aborts the process that received what it did not expect."""
+    job, report = ended("other size", prepared, tmp_path / "run")
+    assert "Is there a distributed collective mismatch in your code?" in job.said
+    assert (report["class"], report["status"], report["signal"]) == ("rank_lost", 75, "SIGABRT")
+    assert report["cause"].endswith("died: signal 6 (SIGABRT) in step 3")
+    assert "; it was in all_reduce (" in report["why"]
+    assert " < agreed (train/stopping.py:" in report["why"]
+
+
+def test_ranks_in_different_collectives_are_both_shown(prepared, tmp_path):
+    job, report = ended("other kind", prepared, tmp_path / "run")
+    assert job.statuses[0] == 75
+    assert "waited in vain for another rank in step 3" in report["cause"]
+    first, second = report["why"].split("; rank 1: ")
+    assert first.startswith("rank 0: all_reduce (") and " < agreed (train/stopping.py:" in first
+    assert second.startswith("barrier (") and " < step (train/loop.py:" in second
+
+
+def test_a_rank_that_never_comes_is_named(prepared, tmp_path):
+    save = tmp_path / "run"
+    save.mkdir()
+    job, report = ended("absent", prepared, save, ranks=1)
+    assert job.statuses == (75,)
+    assert job.said.startswith(f"error: waited {TIMEOUT:.0f} s for rank 1 of 2\n")
+    assert (report["class"], report["status"]) == ("rank_lost", 75)
+    assert report["cause"] == f"waited {TIMEOUT:.0f} s for rank 1 of 2"
