@@ -18,6 +18,7 @@ from megatron_yuyuan.checkpoint import manifest
 from megatron_yuyuan.checkpoint.dcp import TRACKER, load_tensors, read_run, save_checkpoint
 from megatron_yuyuan.checkpoint.manifest import MANIFEST, digests, verify, verify_sizes
 from megatron_yuyuan.checkpoint.newest import named_checkpoint, newest_before, newest_whole
+from megatron_yuyuan.checkpoint.writer import BESIDE
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.tokenizer import train_bpe
 from megatron_yuyuan.errors import ConfigErrors, DamagedError, DataError
@@ -213,6 +214,19 @@ def test_a_file_that_cannot_be_read_is_named(saved, monkeypatch):
     monkeypatch.setattr(manifest, "digest", refuse)
     with pytest.raises(DamagedError, match=r"__0_0.distcp cannot be read \(Input/output error\)"):
         verify(saved / "iter_0000003")
+
+
+def test_a_large_piece_has_the_digest_of_what_is_on_the_disk(tmp_path):
+    """A thread computes it beside the writing."""
+    path = save_checkpoint(tmp_path, 1, {"model.a": torch.randn(BESIDE)}, {})
+    [file] = path.glob("*.distcp")
+    assert file.stat().st_size > 4 * BESIDE
+    verify(path)
+    with file.open("r+b") as stream:
+        stream.seek(2 * BESIDE)
+        stream.write(b"x")
+    with pytest.raises(DamagedError, match=file.name):
+        verify(path)
 
 
 def said_by_ranks(path: Path) -> str:

@@ -128,6 +128,7 @@ def test_no_tool_is_left_out():
     assert scripts - set(COMMANDS) == of_trained
 
 
+@pytest.mark.slow  # it tries again, and waits in between
 def test_without_a_network_a_download_says_so(place, confined):
     ended = confined(
         *(TOOLS / "download_data.py", "medquad", "--output-dir", place / "raw"), status=2
