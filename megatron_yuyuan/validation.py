@@ -56,8 +56,14 @@ def _missing(config: Config) -> Problems:
 
 DYNAMIC_SCALE = ("initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
 NEEDED_BY = {
-    "save": ("async_save", "save_retain_interval", "keep_last", "keep_best", "log_digests",
-             "rollback_iters"),
+    "save": (
+        "async_save",
+        "save_retain_interval",
+        "keep_last",
+        "keep_best",
+        "log_digests",
+        "rollback_iters",
+    ),
     "save_interval": ("save_retain_interval", "rollback_iters"),
     "rollback_iters": ("rollback_skip_batches", "max_rollbacks"),
     "lora_rank": ("lora_alpha", "lora_target_modules"),

@@ -143,7 +143,11 @@ def test_every_layout_goes_back_alike(ranks, alone, tmp_path, layout):
         assert steps(tmp_path)[iteration] == pytest.approx(figures, rel=1e-3)
 
 
-@pytest.mark.parametrize("broken", [96, 120], ids=["before_the_next_save", "after_it"])
+@pytest.mark.parametrize(
+    "broken",
+    [96, pytest.param(120, marks=pytest.mark.slow)],
+    ids=["before_the_next_save", "after_it"],
+)
 def test_a_restart_keeps_to_it_bit_for_bit(ranks, alone, tmp_path, broken):
     read, ended = ranks.run(1, trained, CONFIG, tmp_path, POISON, broken)
     assert ended == "killed"
@@ -192,6 +196,7 @@ def damaged(config: Config, directory) -> list[dict]:
     return rollbacks(directory)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_not_gone_back_to(ranks, tmp_path):
     [event] = ranks.run(1, damaged, CONFIG.replace(save_interval=3), tmp_path)
     assert (event["spike"]["iteration"], event["iteration"]) == (10, 3)
@@ -206,6 +211,7 @@ def other_branch(config: Config, directory) -> list[str]:
     return [path.name for path, _ in rollback._candidates(12)]
 
 
+@pytest.mark.slow
 def test_checkpoints_that_have_read_what_is_left_out_are_of_another_run(ranks, tmp_path):
     assert ranks.run(1, other_branch, CONFIG, tmp_path) == ["iter_0000004"]
 

@@ -1,5 +1,6 @@
 """A bit that flips is noticed, and the machine named on which it did."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from tiny import TINY, Layout, RandomText, build_trainer
 from megatron_yuyuan.checkpoint.dcp import find_checkpoint
 from megatron_yuyuan.checkpoint.saver import build_saver
 from megatron_yuyuan.errors import MachineError
+from megatron_yuyuan.exit_report import exit_reported
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.train.verification import _minority
 from megatron_yuyuan.validation import validate
@@ -204,6 +206,19 @@ def test_copies_that_differ_are_not_saved(ranks, tmp_path, layout, options, chan
         assert first in what and all(part in what for part in second.split(".*"))
         assert name in what
     assert whole is None
+
+
+def reported(config) -> None:
+    trainer = build_trainer(config)
+    with pytest.raises(MachineError), exit_reported(config.checkpoint, trainer.state):
+        raise MachineError("a", "b", "c", {"rank": 3, "host": "node7"})
+
+
+def test_exit_json_names_the_machine(ranks, tmp_path):
+    ranks.run(1, reported, SMALL.replace(save=str(tmp_path)))
+    report = json.loads((tmp_path / "exit.json").read_text())
+    assert (report["class"], report["status"]) == ("machine", 2)
+    assert (report["rank"], report["host"]) == (3, "node7")
 
 
 def test_a_majority_names_the_others():
