@@ -208,7 +208,7 @@ def test_data_in_another_order_is_not_continued(prepared, trained, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(prepared, tmp_path):
-    flags = ("--lr", 1e30, "--lr-warmup-iters", 0, "--clip-grad", 0)
+    flags = ("--lr", 1e18, "--lr-warmup-iters", 0, "--clip-grad", 0)
     refused(train_flags(prepared, tmp_path / "run", *flags), "gradient norm")
     assert not list((tmp_path / "run").glob("iter_*"))
     report = json.loads((tmp_path / "run" / "exit.json").read_text())

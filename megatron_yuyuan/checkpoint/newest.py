@@ -91,7 +91,7 @@ def _first_choice(directory: Path, whole: list[Path]) -> tuple[int, str]:
     Those before it are of a run that was taken back."""
     try:
         said = (directory / TRACKER).read_bytes().strip()[:18]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0, ""
     except OSError as error:
         return 0, f"{TRACKER} cannot be read: {error.strerror}"
