@@ -142,6 +142,7 @@ def test_an_existing_target_is_refused(refused, run, tmp_path):
 def test_another_vocabulary_is_refused(command, refused, run, tmp_path):
     export = tmp_path / "hf"
     command("convert_checkpoint", "--to", "hf", "--load", run, "--save", export)
+    (export / "checksums.json").unlink()  # a person changes config.json on purpose
     values = json.loads((export / "config.json").read_text())
     for size, message in ((values["vocab_size"] + 1, "wte.weight is"), (257, "the tokenizer has")):
         (export / "config.json").write_text(json.dumps(values | {"vocab_size": size}))
