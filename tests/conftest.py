@@ -1,6 +1,7 @@
 """What every test may ask for."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,17 @@ def pytest_report_header(config) -> str:
 
     found = torch.cuda.device_count()
     return f"tiny models on CUDA, ranks over nccl up to {found}, more share the GPUs over gloo"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leaves_no_process_group():
+    """What a module starts in this process it ends: the next one may start another."""
+    yield
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_initialized():
+        backend = dist.get_backend()
+        dist.destroy_process_group()
+        pytest.fail(f"this module left a process group over {backend} behind")
 
 
 @pytest.fixture(scope="session")
