@@ -129,7 +129,7 @@ def _without_ineffective(words: list[str]) -> list[str]:
                 next(left, None)
         else:
             kept.append(word)
-    if dropped and _is_first_rank():
+    if dropped and launcher.rank() == 0:
         print(f"warning: {', '.join(dropped)}: accepted, no effect here", file=sys.stderr)
     return kept
 
@@ -171,7 +171,7 @@ def run_command(main: Callable[[], None]) -> None:
         _tell_torchrun(str(error).splitlines()[0])
         sys.exit(error.status)
     except KeyboardInterrupt:
-        if _is_first_rank():
+        if launcher.rank() == 0:
             print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # not by way of collectives that wait for ranks which are gone
 
@@ -197,10 +197,6 @@ def _tell_torchrun(what: str) -> None:
             Path(path).write_text(json.dumps({"message": what, "timestamp": int(time.time())}))
 
 
-def _is_first_rank() -> bool:
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
-
-
 def _claims_the_message(message: str) -> bool:
     """True for one of the local processes that want to say the same.
 
@@ -209,7 +205,7 @@ def _claims_the_message(message: str) -> bool:
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not error_file:
-        return _is_first_rank()
+        return launcher.rank() == 0
     claim = (
         Path(error_file).parents[1] / f"said-{hashlib.sha256(message.encode()).hexdigest()[:16]}"
     )
@@ -218,5 +214,5 @@ def _claims_the_message(message: str) -> bool:
     except FileExistsError:
         return False
     except OSError:
-        return _is_first_rank()
+        return launcher.rank() == 0
     return True

@@ -18,10 +18,10 @@ from megatron_yuyuan.planner.dry_run import PARTS, RankReport, count_a_step, fak
 from megatron_yuyuan.planner.memory import predict_memory
 from megatron_yuyuan.resolve import (
     Origin,
+    Samples,
     accept_changes,
-    require_validation,
+    open_samples,
     resolve,
-    resolve_length,
     run_tokenizer,
     starting_point,
 )
@@ -38,7 +38,7 @@ class UnnamedTokenizer:
     vocab_size: int
 
 
-def rehearse(config: Config, samples) -> None:
+def rehearse(config: Config, samples: Samples) -> None:
     """Say what a job would take. Raises YuyuanError for what its run would refuse, and ConfigError where
     its fullest rank does not fit into gpu_memory_gib. Of several processes the first alone does it."""
     if mesh_module.rank() != 0:
@@ -60,7 +60,7 @@ def rehearse(config: Config, samples) -> None:
 
 
 def checked(
-    config: Config, samples, ranks: int, log: Log
+    config: Config, samples: Samples, ranks: int, log: Log
 ) -> tuple[Config, tuple[Dataset, Dataset | None] | None]:
     """The configuration as the run would resolve it, and its training and validation set if named.
     Raises what the run would raise before its process group exists."""
@@ -73,9 +73,7 @@ def checked(
     if not (data.data_path or data.train_data_path or data.valid_data_path):
         log.line("data: none is named, none is checked")
         return config, None
-    training_set, validation_set = samples(config, tokenizer)
-    require_validation(config, validation_set)
-    config = resolve_length(config, len(training_set))
+    config, training_set, validation_set = open_samples(config, tokenizer, samples)
     accept_changes(config, origin)
     return config, (training_set, validation_set)
 

@@ -22,6 +22,9 @@ from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer, read_token
 from megatron_yuyuan.errors import ConfigError, DamagedError, DataError
 from megatron_yuyuan.train.schedule import whole_batches
 
+Samples = Callable[[Config, Tokenizer], tuple[Dataset, Dataset | None]]
+"""Training and validation set of a configuration: see `samples.py`."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -231,6 +234,16 @@ def _shape_of(origin: Origin, given: ModelConfig) -> dict:
                 f"leave --{name.replace('_', '-')} out",
             )
     return {name: getattr(saved, name) for name in fixed}
+
+
+def open_samples(
+    config: Config, tokenizer: Tokenizer, samples: Samples
+) -> tuple[Config, Dataset, Dataset | None]:
+    """The training set, the validation set if there is one, and the configuration with a run's length.
+    Raises ConfigError and DataError."""
+    training_set, validation_set = samples(config, tokenizer)
+    require_validation(config, validation_set)
+    return resolve_length(config, len(training_set)), training_set, validation_set
 
 
 def resolve_length(config: Config, samples: int) -> Config:

@@ -35,11 +35,11 @@ from megatron_yuyuan.parallel.data import compute_dtype
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.resolve import (
     Origin,
+    Samples,
     accept_changes,
     fall_back,
-    require_validation,
+    open_samples,
     resolve,
-    resolve_length,
     run_tokenizer,
     starting_point,
 )
@@ -71,7 +71,7 @@ def finetune(config: Config, watched: Watched | None = None) -> None:
     run(config.replace(finetune=True), question_samples, watched)
 
 
-def run(config: Config, samples, watched: Watched | None = None) -> None:
+def run(config: Config, samples: Samples, watched: Watched | None = None) -> None:
     """Assemble a run and take its steps. watched: by a witness, which outlives this process. Raises
     YuyuanError for what a person must change, StoppedError if it was asked to stop, and LostError if
     another rank was lost."""
@@ -82,15 +82,12 @@ def run(config: Config, samples, watched: Watched | None = None) -> None:
         return
     stopping = Stopping(config.training, watched.signals if watched else None)
     reached = forget_exit(config.checkpoint)
-    ranks = mesh_module.world_size()
-    origin = starting_point(config)
+    ranks, origin = mesh_module.world_size(), starting_point(config)
     tokenizer = run_tokenizer(config, origin)
     config = resolve(config, tokenizer, origin, ranks)
     validate(config, ranks)
     require_extras(config.logging)
-    training_set, validation_set = samples(config, tokenizer)
-    require_validation(config, validation_set)
-    config = resolve_length(config, len(training_set))
+    config, training_set, validation_set = open_samples(config, tokenizer, samples)
     overridden = accept_changes(config, origin)
 
     watched = watched or unwatched(config.checkpoint.save)

@@ -56,6 +56,11 @@ def serve(arguments: list[str], cwd: Path, outputs: list[str]) -> None:
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), descriptor)
     os.chdir(cwd)
     torch.set_num_threads(1)
+    run_main(arguments)
+
+
+def run_main(arguments: list[str]) -> None:
+    """Run a script, or a module after -m, as `python` does."""
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)

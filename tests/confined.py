@@ -8,11 +8,12 @@ not be root oneself.
 import ctypes
 import fcntl
 import os
-import runpy
 import socket
 import struct
 import sys
 from pathlib import Path
+
+from commands import run_main
 
 NOBODY = 65534
 NEW_MOUNTS, NEW_USERS, NEW_NETWORK = 0x00020000, 0x10000000, 0x40000000  # unshare(2)
@@ -41,10 +42,4 @@ def confine(home: str, full: str) -> None:
 if __name__ == "__main__":
     [_, home, full, *command] = sys.argv
     confine(home, full)
-    if command[0] == "-m":
-        sys.argv = command[1:]
-        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = command
-        sys.path.insert(0, str(Path(command[0]).parent))
-        runpy.run_path(command[0], run_name="__main__")
+    run_main(command)

@@ -70,7 +70,7 @@ def test_another_message_would_be_noticed(known):
 def test_the_example_is_what_the_code_says():
     """The three lines at the top of the page, from the code itself."""
     from megatron_yuyuan.config import Config
-    from megatron_yuyuan.validation_layout import layout_problems
+    from megatron_yuyuan.validation.layout import layout_problems
 
     config = Config().replace(
         num_layers=8,

@@ -1,29 +1,24 @@
 """The job that a training command describes: the same steps as at its start, `run.py`'s own functions,
 each with its line."""
 
-from collections.abc import Callable
-
 from megatron_yuyuan.checkpoint.manifest import MANIFEST, verify_sizes
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.indexed_dataset import IndexedDataset
 from megatron_yuyuan.data.loader import Dataset
-from megatron_yuyuan.data.tokenizer import Tokenizer
 from megatron_yuyuan.doctor.findings import OK, WARNING, Finding, of_error
 from megatron_yuyuan.errors import YuyuanError
 from megatron_yuyuan.resolve import (
     Origin,
+    Samples,
     accept_changes,
-    require_validation,
+    open_samples,
     resolve,
-    resolve_length,
     run_tokenizer,
     starting_point,
 )
 from megatron_yuyuan.samples import shares
 from megatron_yuyuan.validation import validate
 from megatron_yuyuan.writers import require_extras
-
-Samples = Callable[[Config, Tokenizer], tuple[Dataset, Dataset | None]]
 
 
 class Job:
@@ -61,10 +56,10 @@ class Job:
         require_extras(self.config.logging)
         self._found(describe_layout(self.config, ranks))
         self._at = "shards"
-        training_set, validation_set = self._samples(self.config, tokenizer)
-        require_validation(self.config, validation_set)
+        self.config, training_set, validation_set = open_samples(
+            self.config, tokenizer, self._samples
+        )
         self.findings += shard_findings(training_set, validation_set)
-        self.config = resolve_length(self.config, len(training_set))
         self._at = "changes"
         self._say_changes(accept_changes(self.config, origin))
 

@@ -10,7 +10,7 @@ from megatron_yuyuan.planner.clusters import RESERVED_GIB, Cluster
 from megatron_yuyuan.planner.plan import Plan, fullest_rank, least_memory, require_plannable
 from megatron_yuyuan.planner.step_time import predict_step
 from megatron_yuyuan.validation import validate
-from megatron_yuyuan.validation_layout import divisors
+from megatron_yuyuan.validation.layout import divisors
 
 MOST_STAGES_A_RANK = 4
 """Tried under the interleaved schedules. Each further stage adds messages and activations, and saves less of a

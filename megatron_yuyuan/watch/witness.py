@@ -14,10 +14,11 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 
 from megatron_yuyuan import launcher
+from megatron_yuyuan.config import Config
 from megatron_yuyuan.errors import BrokenError, LostError, YuyuanError
 from megatron_yuyuan.watch import exit_file, verdict
 from megatron_yuyuan.watch.exit_file import claim_exit, read_exit, resume_from
@@ -47,6 +48,13 @@ QUIET = (0, 2, 75, 130, -signal.SIGINT, -signal.SIGHUP)
 def unwatched(save: str) -> Watched:
     """For a process without a witness."""
     return Watched(Rank(launcher.rank(), launcher.world_size(), launcher.job()), save)
+
+
+def watching(config: Config) -> AbstractContextManager[Watched | None]:
+    """`watched` for a run of this configuration; nothing for a rehearsal, which has nothing to lose."""
+    if config.parallel.dry_run:
+        return nullcontext()
+    return watched(config.checkpoint.save, 60 * config.parallel.distributed_timeout_minutes)
 
 
 @contextmanager
@@ -113,8 +121,9 @@ class Witness:
             self._write()
             self._end_after_others()
         status, beat = self._process.status(), self._heartbeat.read()
-        if error := self._error(status, beat):
-            self._report(error, status, beat)
+        late = self._awaited(status)
+        if error := self._error(status, beat, late):
+            self._report(error, status, beat, late)
         elif beat.owns:
             forget(self._own)
 
@@ -165,7 +174,7 @@ class Witness:
         stack = self._stacks.ask(self._process)
         return {"waits": waits(stack), "stack": in_one_line(stack) or "no answer from it"}
 
-    def _error(self, status: int | None, beat: Beat) -> YuyuanError | None:
+    def _error(self, status: int | None, beat: Beat, late: dict | None) -> YuyuanError | None:
         """What to say of this end; None for one of which the rank itself has spoken, or that was asked
         for."""
         if status in QUIET or (status is None and beat.phase in ("end", "refused")):
@@ -175,7 +184,7 @@ class Witness:
         saved = resume_from(self._save) if self._save else None
         if self._rank.job and status in (None, -signal.SIGKILL) and self._launcher.ended():
             return verdict.launcher_died(self._rank, self._launcher.pid, beat, saved)
-        if late := self._awaited(status):
+        if late:
             return verdict.did_not_come(self._rank, late, saved)
         stack = in_one_line(self._stacks.left()) if status in FAULTS else ""
         return verdict.died(self._rank, status, beat, stack, saved)
@@ -186,10 +195,12 @@ class Witness:
             return None
         return absent(read_heartbeats(self._save, self._rank.ranks), self._rank.rank)
 
-    def _report(self, error: YuyuanError, status: int | None, beat: Beat) -> None:
+    def _report(
+        self, error: YuyuanError, status: int | None, beat: Beat, late: dict | None
+    ) -> None:
         """To SAVE/exit.json, and on stderr, unless it is known already why the run ends."""
         number, culprit = -status if status and status < 0 else 0, asdict(self._rank)
-        if late := self._awaited(status):
+        if late:
             number, culprit = 0, late
         report = verdict.report_of(error, self._save, beat.iteration, culprit, number)
         has_place = self._save and (beat.owns or is_free(self._save)) and os.path.isdir(self._save)

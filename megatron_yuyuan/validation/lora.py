@@ -1,9 +1,9 @@
-"""Which LoRA can work. `validation.py` asks."""
+"""Which LoRA can work. `validate` asks."""
 
 from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.config_toml import nearest
 from megatron_yuyuan.errors import ConfigError
-from megatron_yuyuan.validation_layout import Problems
+from megatron_yuyuan.validation.layout import Problems
 
 
 def lora_problems(model: ModelConfig) -> Problems:

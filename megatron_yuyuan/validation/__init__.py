@@ -5,10 +5,10 @@ import dataclasses
 
 from megatron_yuyuan.config import Config, OptimizerConfig, TrainingConfig, config_fields
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
-from megatron_yuyuan.validation_float8 import float8_problems
-from megatron_yuyuan.validation_layout import Problems, divisors, layout_problems, one_of
-from megatron_yuyuan.validation_lora import lora_problems
-from megatron_yuyuan.validation_rollback import rollback_problems
+from megatron_yuyuan.validation.float8 import float8_problems
+from megatron_yuyuan.validation.layout import Problems, divisors, layout_problems, one_of
+from megatron_yuyuan.validation.lora import lora_problems
+from megatron_yuyuan.validation.rollback import rollback_problems
 
 
 def validate(config: Config, world_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Which layouts of the model over the ranks can work. `validation.py` asks."""
+"""Which layouts of the model over the ranks can work. `validate` asks."""
 
 import math
 from collections.abc import Iterator

@@ -2,7 +2,7 @@
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.errors import ConfigError
-from megatron_yuyuan.validation_layout import Problems
+from megatron_yuyuan.validation.layout import Problems
 
 
 def rollback_problems(config: Config) -> Problems:

@@ -1,8 +1,8 @@
-"""Which float8 training can work. `validation.py` asks."""
+"""Which float8 training can work. `validate` asks."""
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.errors import ConfigError
-from megatron_yuyuan.validation_layout import Problems
+from megatron_yuyuan.validation.layout import Problems
 
 MULTIPLE = 16
 """Tensor cores take float8 matrices whose sides are multiples of this."""
