@@ -164,7 +164,7 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(0)
     except (YuyuanError, OSError) as cause:
         error = cause if isinstance(cause, YuyuanError) else _of_path(cause)
-        if not error.said and _claims_the_message(str(error)):
+        if not error.said and (error.is_own or _claims_the_message(str(error))):
             if "--debug" in sys.argv:
                 traceback.print_exc()
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -17,6 +17,8 @@ class YuyuanError(Exception):
     """`class` in SAVE/exit.json."""
     said = False
     """Whether another process has printed it."""
+    is_own = False
+    """Whether it is this rank's alone, so that no other will print it."""
 
     def __init__(self, what: str, why: str, remedy: str):
         what, why, remedy = (_one_line(text) for text in (what, why, remedy))
@@ -51,6 +53,13 @@ class ConfigErrors(ConfigError):
 
 class KernelsError(ConfigError):
     """Kernels that were asked for and cannot be had on this machine."""
+
+
+class ShortOfMemoryError(ConfigError):
+    """A rank had no memory left for what it was told to hold."""
+
+    kind = "memory"
+    is_own = True
 
 
 class DataError(YuyuanError):

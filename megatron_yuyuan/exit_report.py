@@ -3,8 +3,8 @@
     {"class": "signal", "status": 75, "step": 812, "cause": "SIGTERM", "host": "node7", "rank": 0,
      "resume_from": "runs/pubmed/iter_0000812"}
 
-class: done, signal, interval, duration, rank_lost, usage, data, space, unsafe, machine, no_progress or
-internal.
+class: done, signal, interval, duration, rank_lost, usage, memory, data, space, unsafe, machine, no_progress
+or internal.
 status: 0 done, 1 a bug of ours, 2 a person must change something, 75 start the same command again. Of a rank
 that was lost, `rank`, `host`, `pid` and `signal` say which and how, and `why` the rest. A run removes the
 file when it starts. One that is refused leaves none, unless that was one rank's doing while the others

@@ -29,6 +29,7 @@ from megatron_yuyuan.kernels.choice import choose
 from megatron_yuyuan.kernels.float8 import with_float8
 from megatron_yuyuan.log import Log, MegatronLines, read_events
 from megatron_yuyuan.model.attention_backend import describe_attention
+from megatron_yuyuan.out_of_memory import memory_explained
 from megatron_yuyuan.panel import Panel, on_terminal
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.parallel.data import compute_dtype
@@ -91,7 +92,7 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
     overridden = accept_changes(config, origin)
 
     watched = watched or unwatched(config.checkpoint.save)
-    with joined(config, stopping, watched, reached) as mesh:
+    with joined(config, stopping, watched, reached) as mesh, memory_explained(config, mesh):
         log = open_log(config, mesh)
         introduce_plan(config, mesh, training_set, validation_set, log)
         introduce_example(training_set, tokenizer, log)

@@ -34,6 +34,7 @@ FLOORS = [
         "samples",
         "exit_report",
         "attempt",
+        "out_of_memory",
         "digests",
         "introduction",
         "continuations",

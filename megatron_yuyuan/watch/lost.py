@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from megatron_yuyuan.errors import ConfigError, LostError, YuyuanError
+from megatron_yuyuan.errors import ConfigError, LostError, ShortOfMemoryError, YuyuanError
 from megatron_yuyuan.watch import verdict
 from megatron_yuyuan.watch.exit_file import claim_exit, read_exit, resume_from
 from megatron_yuyuan.watch.heartbeat import BEAT, Watched, absent, read_heartbeats
@@ -27,12 +27,16 @@ REPORT = 5.0
 @contextmanager
 def losses_named(own: Watched) -> Iterator[None]:
     """Raises LostError, naming the rank that was lost, in place of the communication error that its
-    loss has caused; in SAVE/exit.json too. Other errors pass; a ConfigError before the ranks have met is
-    written there, because it may be of this rank alone, and the others are stopped while they wait."""
+    loss has caused; in SAVE/exit.json too. Other errors pass; one that may be of this rank alone, while the
+    others wait, is written there: a ConfigError before the ranks have met, and memory that ran out."""
     try:
         yield
     except LostError as error:
         _claim(own, error, {})
+        raise
+    except ShortOfMemoryError as error:
+        if (first := _claim(own, error, asdict(own.rank))) is not error:
+            raise first from error
         raise
     except ConfigError as error:
         if not own.heartbeat.read().owns:

@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 
 from megatron_yuyuan import launcher
 from megatron_yuyuan.config import Config
-from megatron_yuyuan.errors import BrokenError, LostError, YuyuanError
+from megatron_yuyuan.errors import BrokenError, LostError, ShortOfMemoryError, YuyuanError
 from megatron_yuyuan.watch import exit_file, verdict
 from megatron_yuyuan.watch.exit_file import claim_exit, read_exit, resume_from
 from megatron_yuyuan.watch.heartbeat import (
@@ -38,7 +38,7 @@ from megatron_yuyuan.watch.stacks import Stacks, in_one_line, waits
 
 GRACE = 30.0
 """Seconds that a rank may live on after another one was lost: time to name it, and to end by itself."""
-LOSSES = (LostError.kind, BrokenError.kind)
+LOSSES = (LostError.kind, BrokenError.kind, ShortOfMemoryError.kind)
 """Classes of exit.json after which no collective can end."""
 FAULTS = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL)
 QUIET = (0, 2, 75, 130, -signal.SIGINT, -signal.SIGHUP)

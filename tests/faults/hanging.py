@@ -3,6 +3,7 @@
 absent      the job is said to have one rank more than it has
 other size  rank 1 exchanges another number of elements than rank 0 in its third step
 other kind  it waits at a barrier there, while rank 0 sums
+memory      there is no memory for its third step
 none        nothing happens but what the flags say
 """
 
@@ -28,6 +29,8 @@ def go_astray(how: str) -> None:
         passes.append(given)
         if len(passes) == 3 and how == "other size":
             dist.all_reduce(torch.ones(1000))
+        elif len(passes) == 3 and how == "memory":
+            torch.empty(2**58)
         elif len(passes) == 3:
             dist.barrier()
 

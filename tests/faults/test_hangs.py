@@ -57,6 +57,21 @@ def test_ranks_in_different_collectives_are_both_shown(prepared, tmp_path):
     assert second.startswith("barrier (") and " < step (train/loop.py:" in second
 
 
+def test_a_rank_without_memory_is_named_with_what_it_holds_and_flags_that_need_less(
+    prepared, tmp_path
+):
+    more = ("--global-batch-size", 32, "--micro-batch-size", 8)
+    job, report = ended("memory", prepared, tmp_path / "run", *more)
+    assert job.statuses[1] == 2
+    assert (
+        "error: rank 1 (" in job.said and ") ran out of memory: can't allocate memory" in job.said
+    )
+    assert "GiB by prediction (weights 0.00, " in job.said
+    assert "\n  try: --micro-batch-size 4, or --micro-batch-size 2, or --" in job.said
+    assert (report["class"], report["status"], report["rank"]) == ("memory", 2, 1)
+    assert job.said.count("Traceback") == 0
+
+
 def test_a_rank_that_never_comes_is_named(prepared, tmp_path):
     save = tmp_path / "run"
     save.mkdir()
