@@ -1,6 +1,6 @@
 """One attempt of a job: its ranks meet, the directory is theirs alone, and whoever is lost is named."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -22,16 +22,19 @@ from megatron_yuyuan.watch.verdict import report_of
 
 
 @contextmanager
-def joined(config: Config, stopping: Stopping, watched: Watched, reached: int) -> Iterator[Mesh]:
+def joined(
+    config: Config, stopping: Stopping, watched: Watched, reached: int, alike: Mapping[str, str]
+) -> Iterator[Mesh]:
     """The mesh, while the ranks are together and no other job writes to SAVE.
 
-    reached: steps of the run before. Raises LostError for a rank that does not come, or is lost in the
-    `with` block; and, on every rank, BusyError, NoProgressError and DataError: see watch/lease.py.
+    reached: steps of the run before. alike: what must be the same on every rank. Raises LostError for a
+    rank that does not come, or is lost in the `with` block; and, on every rank, ConfigErrors, and
+    BusyError, NoProgressError and DataError: see watch/lease.py.
     """
     save = config.checkpoint.save
     with losses_named(watched):
-        mesh = mesh_module.start(config.parallel, stopping.asked)
         try:
+            mesh = mesh_module.start(config.parallel, stopping.asked, alike)
             with _held(save, watched.rank, reached):
                 watched.heartbeat.beat("load", 0)
                 fault_point("start.joined")

@@ -46,6 +46,9 @@ class ConfigErrors(ConfigError):
     def __init__(self, problems: list[ConfigError]):
         Exception.__init__(self, *problems)
         self.problems = problems
+        self.what = "; ".join(problem.what for problem in problems)
+        self.why = "; ".join(dict.fromkeys(problem.why for problem in problems))
+        self.remedy = "; ".join(dict.fromkeys(problem.remedy for problem in problems))
 
     def __str__(self) -> str:
         return "\nerror: ".join(str(problem) for problem in self.problems)

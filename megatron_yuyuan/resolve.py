@@ -289,6 +289,21 @@ OF_VALIDATION = frozenset({"valid_data_path", "eval_iters"})
 """Settings that change what keep_best compares."""
 
 
+def of_every_rank(
+    config: Config, origin: Origin | None, tokenizer: Tokenizer, samples: int
+) -> dict[str, str]:
+    """{name: value as text} of what must be the same on every rank: the settings (of a path its last
+    part), the checkpoint that it starts from, the tokenizer and the number of samples."""
+    alike = {
+        name: _as_text(getattr(getattr(config, group), name), lambda word: Path(word).name)
+        for name, (group, _) in config_fields().items()
+    }
+    alike["the checkpoint to start from"] = origin.path.name if origin else "none"
+    alike["the tokenizer's fingerprint"] = tokenizer.fingerprint
+    alike["the number of samples"] = str(samples)
+    return alike
+
+
 def accept_changes(config: Config, origin: Origin | None) -> list[str]:
     """Compare the resolved settings of a run with those of the checkpoint that it continues.
 
@@ -329,7 +344,10 @@ def _what_matters(config: Config, more: frozenset[str]) -> dict[str, str]:
         values["lr_decay_samples"] = optimizer.lr_decay_samples or training.train_samples
     else:
         values["lr_decay_iters"] = optimizer.lr_decay_iters or training.train_iters
-    return {
-        name: (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "not given"
-        for name, value in values.items()
-    }
+    return {name: _as_text(value) for name, value in values.items()}
+
+
+def _as_text(value: object, shorten: Callable[[str], str] = str) -> str:
+    """A setting as people read it."""
+    words = value if isinstance(value, tuple) else (value,)
+    return " ".join(shorten(str(word)) for word in words) or "not given"

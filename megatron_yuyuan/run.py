@@ -39,6 +39,7 @@ from megatron_yuyuan.resolve import (
     Samples,
     accept_changes,
     fall_back,
+    of_every_rank,
     open_samples,
     resolve,
     run_tokenizer,
@@ -92,7 +93,9 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
     overridden = accept_changes(config, origin)
 
     watched = watched or unwatched(config.checkpoint.save)
-    with joined(config, stopping, watched, reached) as mesh, memory_explained(config, mesh):
+    alike = of_every_rank(config, origin, tokenizer, len(training_set))
+    start = joined(config, stopping, watched, reached, alike)
+    with start as mesh, memory_explained(config, mesh):
         log = open_log(config, mesh)
         introduce_plan(config, mesh, training_set, validation_set, log)
         introduce_example(training_set, tokenizer, log)

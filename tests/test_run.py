@@ -4,6 +4,7 @@ import torch.distributed as dist
 from tiny import TINY
 
 from megatron_yuyuan import run
+from megatron_yuyuan.errors import ConfigErrors
 from megatron_yuyuan.kernels import Kernels, reference
 from megatron_yuyuan.parallel import mesh as mesh_module
 
@@ -26,3 +27,27 @@ def test_auto_takes_the_same_kernels_on_every_rank(ranks):
     taken, said = ranks.run(2, kernels_of_ranks, (0,))
     assert not taken and said.startswith("reference, because not every rank")
     assert ranks.run(2, kernels_of_ranks, (1,)) == (False, "reference, because")
+
+
+def test_ranks_that_were_given_different_things_are_refused_with_all_of_them(ranks):
+    said = ranks.run(4, started_with, ("1", "1", "2", "2"), ("a", "a", "a", "b"))
+    assert said[0].startswith("seed is 1 on rank 0, 2 on rank 2 (") and said[0].endswith(
+        ") and on 1 more"
+    )
+    assert said[1].startswith("the tokenizer is a on rank 0, b on rank 3 (")
+    assert ranks.run(2, started_with, ("1", "1"), ("a", "a")) == []
+
+
+def started_with(seeds: tuple[str, ...], tokenizers: tuple[str, ...]) -> list[str]:
+    """What is said on every rank of a start with these values, by rank."""
+    rank, said = dist.get_rank(), list[str]()
+    try:
+        mesh_module.start(
+            TINY.parallel, alike={"seed": seeds[rank], "the tokenizer": tokenizers[rank]}
+        )
+    except ConfigErrors as errors:
+        said = [error.what for error in errors.problems]
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, said)
+    assert everyone == [said] * len(everyone)
+    return said

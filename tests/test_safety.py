@@ -1,4 +1,5 @@
-"""Rows S01 to S03: nothing in this repository runs what comes with data, tokenizers or checkpoints."""
+"""Rows S01 to S03: nothing in this repository runs what comes with data, tokenizers or checkpoints; S07: and
+nothing repeats what is secret."""
 
 import ast
 import json
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import ROOT, run, train_flags
 from hostile import Opens
 from tiny_run import save_run
 
@@ -186,3 +188,33 @@ def test_a_tokenizer_is_never_opened_as_a_pickle(hostile):
     with pytest.raises(DataError):
         read_tokenizer(hostile / "run" / "tokenizer")
     assert not (hostile / "opened").exists()
+
+
+SECRETS = {
+    "WANDB_API_KEY": "0f1e2d3c4b5a69788796a5b4c3d2e1f001234567",
+    "HF_TOKEN": "hf_ThisIsNobodysTokenAtAll",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+}
+
+
+def test_secrets_of_the_environment_are_in_nothing_that_is_said_or_written(
+    prepared, tmp_path, monkeypatch
+):
+    """By a run, one that ends with an error and its traceback, the doctor and the report."""
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    save = tmp_path / "run"
+    command = train_flags(prepared, save, "--train-iters", 3, "--log-digests")
+    ended = [
+        run(*command, ranks=1),
+        run(*command, "--debug", "--seed", 7, ranks=1, status=1),
+        run("-m", "megatron_yuyuan.doctor", *command[1:], ranks=1, status=None),
+        run(ROOT / "tools" / "report.py", save),
+    ]
+    assert "Traceback" in ended[1].stderr
+    assert "save directory" in ended[2].stdout
+    said = [text.encode() for one in ended for text in (one.stdout, one.stderr)]
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    for value in SECRETS.values():
+        assert not any(value.encode() in text for text in (*said, *written))

@@ -6,7 +6,7 @@ share a tensor axis, because it talks most, then a shard axis; the pipeline axis
 it talks least.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from megatron_yuyuan import launcher
 from megatron_yuyuan.config import ParallelConfig
 from megatron_yuyuan.errors import ConfigError, LostError
+from megatron_yuyuan.parallel.alike import require_alike
 from megatron_yuyuan.parallel.meeting import Meeting
 
 
@@ -100,18 +101,24 @@ class Mesh:
         return f"{' x '.join(sizes.values())} on {self.device.type} over {dist.get_backend()}"
 
 
-def start(parallel: ParallelConfig, gives_up: Callable[[], str] = str) -> Mesh:
+def start(
+    parallel: ParallelConfig,
+    gives_up: Callable[[], str] = str,
+    alike: Mapping[str, str] | None = None,
+) -> Mesh:
     """Join the process group (alone under plain python) and lay the mesh over it.
 
     Rank and meeting place are those of the launcher. Under bare srun MASTER_ADDR and MASTER_PORT must
-    be set. Validate the configuration first: sizes must fit. gives_up: see `Meeting`. Raises LostError
-    where a rank does not come.
+    be set. Validate the configuration first: sizes must fit. gives_up: see `Meeting`. alike: what must be
+    the same on every rank. Raises LostError where a rank does not come, ConfigErrors where they differ.
     """
     device = choose_device(parallel)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         _join(parallel, device, gives_up)
+    if alike is not None:  # before a mesh, which could not be laid
+        require_alike(alike)
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     data = dist.get_world_size() // (tensor * pipeline)
     whole = parallel.data_parallel_sharding_strategy == "no_shard"

@@ -307,6 +307,7 @@ def test_the_heat_map_shows_every_token_escaped_and_darker_where_it_surprises():
         "Is &lt;script&gt; bad?",
         "run &amp; co",
         "refused: why",
+        "Not medical advice",
     ):
         assert text in page
     assert "<script" not in page and "<b>" not in page and 'title="-99.00"' in page

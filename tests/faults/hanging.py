@@ -4,6 +4,7 @@ absent      the job is said to have one rank more than it has
 other size  rank 1 exchanges another number of elements than rank 0 in its third step
 other kind  it waits at a barrier there, while rank 0 sums
 memory      there is no memory for its third step
+other lr    rank 1 was given another learning rate
 none        nothing happens but what the flags say
 """
 
@@ -42,6 +43,8 @@ if __name__ == "__main__":
     witness.GRACE = 0.5
     if how == "absent":
         os.environ["WORLD_SIZE"] = str(int(os.environ["WORLD_SIZE"]) + 1)
+    elif how == "other lr":
+        flags += ["--lr", f"0.{os.environ['RANK']}1"]
     elif how != "none" and os.environ["RANK"] == "1":
         go_astray(how)
     sys.argv = [str(ROOT / "pretrain_gpt.py"), *flags]

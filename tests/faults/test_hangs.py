@@ -14,11 +14,12 @@ TIMEOUT = 4.0
 
 
 def ended(how: str, prepared: Path, save: Path, *more: object, ranks: int = 2):
-    """A job of which a rank goes astray: how it ended, and its exit.json."""
+    """A job of which a rank goes astray: how it ended, and its exit.json if it left one."""
     [_, *flags] = train_flags(prepared, save, "--distributed-timeout-minutes", TIMEOUT / 60, *more)
     job = run_job((Path(__file__).with_name("hanging.py"), how, *flags), ranks)
     assert job.orphans == ()
-    return job, json.loads((save / "exit.json").read_text())
+    report = save / "exit.json"
+    return job, json.loads(report.read_text()) if report.exists() else None
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,15 @@ def test_a_rank_without_memory_is_named_with_what_it_holds_and_flags_that_need_l
     assert "\n  try: --micro-batch-size 4, or --micro-batch-size 2, or --" in job.said
     assert (report["class"], report["status"], report["rank"]) == ("memory", 2, 1)
     assert job.said.count("Traceback") == 0
+
+
+def test_ranks_with_different_settings_are_refused_before_anything_is_computed(prepared, tmp_path):
+    """A learning rate is no rank's business until the first update: they would train apart silently."""
+    job, _ = ended("other lr", prepared, tmp_path / "run")
+    assert job.statuses == (2, 2), job.said
+    assert job.said.startswith("error: lr is 0.01 on rank 0, 0.11 on rank 1 (")
+    assert job.said.count("\n") == 3
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_rank_that_never_comes_is_named(prepared, tmp_path):

@@ -22,6 +22,7 @@ from faults.kills import (
 )
 from faults.kills_of_files import FileTrials, exporting, merging, preprocessing
 from faults.launched import moments, rank_killed, torchrun_killed
+from faults.recovery import FIRST_STEP, NAMED, reactions
 
 from megatron_yuyuan.faults import PLACES
 
@@ -116,3 +117,12 @@ def test_killed_makers_of_files_make_the_same_bytes(prepared, tmp_path, what):
     points = drawn(of.passes, ("scan", "merge", "files", "convert"), 6)
     assert len(points) == 6
     require_survived([of.outcome(point) for point in points], most_lost=0)
+
+
+@pytest.mark.slow
+def test_a_job_reacts_within_half_a_minute_in_the_right_order(trials, tmp_path):
+    """tools/benchmark/recovery.py has the times; here they are bounds."""
+    of = trials("data 2", STEPS)
+    taken = dict(reactions(of, tmp_path / "launched", 1))
+    assert taken[NAMED] < taken[FIRST_STEP]
+    assert max(taken.values()) < 30

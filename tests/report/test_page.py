@@ -64,6 +64,7 @@ def test_every_section_is_there_and_linked(made):
         "A language model of 932,608 parameters learned to continue medical texts",
         "it has read 819,200 tokens (pieces of words) in 400 steps",
         "It ended with an error: no room: the disease.",
+        "Not medical advice",
         "of 400 steps",
         "step 50, validation loss 4.",
         "Gout is the disease",
