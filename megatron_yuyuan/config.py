@@ -394,6 +394,9 @@ class LoggingConfig:
     """Write a digest of the whole state after every step to SAVE/digests.jsonl, to compare runs bit for bit."""
     log_throughput: bool = False
     """Add `throughput per GPU (TFLOP/s/GPU)` to the lines of a log file, where Megatron-LM has it."""
+    log_straggler: bool = False
+    """At the start and at every evaluation time the same products on every rank, and name those that need 1.5
+    times as long as the median or more."""
     tensorboard_dir: str = ""
     """Write TensorBoard event files there, under Megatron-LM's tags (needs the extra tensorboard)."""
     wandb_project: str = ""

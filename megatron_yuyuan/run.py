@@ -57,6 +57,7 @@ from megatron_yuyuan.train.profile import choose_trainer
 from megatron_yuyuan.train.schedule import train_iterations
 from megatron_yuyuan.train.state import TrainState, build_state
 from megatron_yuyuan.train.stopping import Stopping
+from megatron_yuyuan.train.stragglers import Stragglers
 from megatron_yuyuan.validation import validate
 from megatron_yuyuan.watch.heartbeat import Watched
 from megatron_yuyuan.watch.witness import unwatched
@@ -99,14 +100,7 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
         log = open_log(config, mesh)
         introduce_plan(config, mesh, training_set, validation_set, log)
         introduce_example(training_set, tokenizer, log)
-        kernels, chosen = choose_alike(config.parallel.kernels, mesh)
-        if config.training.fp8_format != "none":
-            kernels = with_float8(kernels, config.parallel.kernels, mesh.device)
-            chosen += f", float8 {config.training.fp8_format}"
-        dtype, masked = compute_dtype(config.training), config.data.divides_attention
-        attention = describe_attention(config.model, dtype, mesh.device, masked)
-        log.line(f"kernels: {chosen}; attention: {attention}")
-        state = build_state(config, mesh, kernels)
+        state = build_state(config, mesh, kernels_of(config, mesh, log))
         if origin is not None:
             origin = load_into(state, origin, config, log)
         saver = build_saver(config, state, tokenizer, origin.path if origin else None, log)
@@ -118,21 +112,41 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
         say_start(state, mesh, log)
         introduce_state(config, state, log)
         trainer = choose_trainer(config, state, borders(config, tokenizer))
-        questions = asks_questions(training_set)
-        continuations = continue_prompts(config, state, tokenizer, questions, log)
+        continuations = continue_prompts(
+            config, state, tokenizer, asks_questions(training_set), log
+        )
+        stragglers = Stragglers(config, mesh, log)
+
+        def after_evaluation() -> None:
+            continuations()
+            stragglers.name_them(state.iteration)
+
         with exit_reported(config.checkpoint, state), log:
             with saver, closing(trainer), open_digests(config, state) as digest:
                 beat = watched.heartbeat.beat
                 digest()
+                stragglers.name_them(state.iteration)
                 stop = train(
                     *(trainer, training_set, validation_set, saver, stopping, log),
-                    *(continuations, beat, digest),
+                    *(after_evaluation, beat, digest),
                     Rollback(config, state, saver, log),
                 )
             if stop is not None:
                 log.event("stop", iteration=state.iteration, **asdict(stop))
                 raise stopped(stop, config.checkpoint, state)
             say_best(config.checkpoint, state.iteration, log)
+
+
+def kernels_of(config: Config, mesh: Mesh, log: Log) -> Kernels:
+    """The kernels of a run; which they are, and which attention, is said. Raises KernelsError."""
+    kernels, chosen = choose_alike(config.parallel.kernels, mesh)
+    if config.training.fp8_format != "none":
+        kernels = with_float8(kernels, config.parallel.kernels, mesh.device)
+        chosen += f", float8 {config.training.fp8_format}"
+    dtype, masked = compute_dtype(config.training), config.data.divides_attention
+    attention = describe_attention(config.model, dtype, mesh.device, masked)
+    log.line(f"kernels: {chosen}; attention: {attention}")
+    return kernels
 
 
 def choose_alike(name: str, mesh: Mesh) -> tuple[Kernels, str]:
