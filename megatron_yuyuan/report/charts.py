@@ -203,7 +203,7 @@ def _answers(drawn, marks: Sequence[Mark], x_scale: Scale, x_axis: Axis, y_axis:
 
 def _legend(lines: Sequence[Line], marks: Sequence[Mark]) -> Html | None:
     names = {"restart": "restart", "stop": "stop", "save": "checkpoint", "skip": "step passed over",
-             "spike": "loss spike"}  # fmt: skip
+             "spike": "loss spike", "trouble": "trouble"}  # fmt: skip
     colors = {line.name: line.color for line in lines}
     keys = [element("span", name, class_=f"key {color}") for name, color in colors.items()]
     kinds = {mark.kind for mark in marks}

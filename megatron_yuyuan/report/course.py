@@ -91,9 +91,14 @@ def _happened(run: Run) -> list[tuple[float, str, str]]:
         ),
         "save_failed": lambda e: f"Checkpoint of step {e['iteration']:,} failed: {e['cause']}",
         "skip": lambda e: f"Step {e['iteration']:,} passed over: {e['reason']}",
+        "rollback": lambda e: (
+            f"A loss spike was taken back to step {e['iteration']:,}: samples {e['left_out'][0]:,} to "
+            f"{e['left_out'][1]:,} are left out"
+        ),
+        "straggler": lambda e: f"Rank {e['rank']} ({e['host']}) is {e['slower']:.1f} times slower",
         "start": lambda e: f"Start, {processes(e['ranks'])}: {e['layout']}",
     }
-    kinds = {"save_failed": "skip", "start": "start"}
+    kinds = {"save_failed": "trouble", "straggler": "trouble", "rollback": "spike"}
     found = [
         (e["time"], kinds.get(e["event"], e["event"]), told[e["event"]](e))
         for e in run.events

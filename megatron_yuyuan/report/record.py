@@ -25,17 +25,19 @@ NEEDED = {
     "save": ("iteration",),
     "save_failed": ("iteration", "cause"),
     "stop": ("iteration", "cause"),
+    "rollback": ("iteration", "left_out"),
+    "straggler": ("rank", "host", "slower"),
 }
 """Event -> the fields without which it cannot be shown."""
 NUMBER, FINITE_OR_NULL = (int, float), (int, float, type(None))
 KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("iteration", "ranks", "consumed_samples"), int),
-    **dict.fromkeys(("time", "begun", "seconds", "blocked_seconds"), NUMBER),
+    **dict.fromkeys(("iteration", "ranks", "rank", "consumed_samples"), int),
+    **dict.fromkeys(("time", "begun", "seconds", "blocked_seconds", "slower"), NUMBER),
     **dict.fromkeys(("learning_rate", "tokens_per_second"), NUMBER),
     **dict.fromkeys(("lm_loss", "validation_loss", "validation_perplexity"), FINITE_OR_NULL),
-    **dict.fromkeys(("layout", "reason", "cause"), str),
+    **dict.fromkeys(("layout", "reason", "cause", "host"), str),
     "mfu": FINITE_OR_NULL,
-    "texts": list,
+    **dict.fromkeys(("texts", "left_out"), list),
 }
 """Field -> what it holds."""
 

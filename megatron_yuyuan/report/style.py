@@ -75,8 +75,8 @@ svg * { vector-effect: non-scaling-stroke; fill: none; }
 .mark.stop { stroke: var(--c5); stroke-dasharray: 2 3; }
 .mark.start { stroke: none; }
 .mark.save { stroke: var(--c7); stroke-width: 2.5px; }
-.mark.skip, .mark.spike { stroke: var(--c6); stroke-width: 9px; stroke-linecap: round; }
-.mark.spike { stroke: var(--c5); }
+.mark.skip, .mark.spike, .mark.trouble { stroke: var(--c6); stroke-width: 9px; stroke-linecap: round; }
+.mark.spike { stroke: var(--c5); } .mark.trouble { stroke: var(--c4); }
 .c1 { color: var(--c1); } .c2 { color: var(--c2); } .c3 { color: var(--c3); } .c4 { color: var(--c4); }
 .c5 { color: var(--c5); } .c6 { color: var(--c6); } .c7 { color: var(--c7); } .c8 { color: var(--c8); }
 
@@ -103,6 +103,7 @@ svg * { vector-effect: non-scaling-stroke; fill: none; }
 .key.mark-save::before { width: 2.5px; height: .7em; border-radius: 0; background: var(--c7); }
 .key.mark-skip::before, .key.mark-spike::before { border-radius: 50%; background: var(--c6); }
 .key.mark-spike::before { background: var(--c5); }
+.key.mark-trouble::before { border-radius: 50%; background: var(--c4); }
 
 .bar { display: flex; height: 2rem; border-radius: 6px; overflow: hidden; margin: .4rem 0 1rem; gap: 1px; }
 .bar div { background: currentColor; min-width: 2px; }

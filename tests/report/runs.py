@@ -69,6 +69,10 @@ def events(text: str) -> list[dict]:
                 found.append({"event": "save", "time": now, "iteration": iteration, "path": text,
                               "seconds": 2.0, "blocked_seconds": 2.0})  # fmt: skip
         now += 60.0
+    found.append({"event": "straggler", "time": now - 90, "iteration": STEPS, "rank": 3, "host": text,
+                  "slower": 2.1})  # fmt: skip
+    found.append({"event": "rollback", "time": now - 80, "iteration": STEPS, "left_out": [320, 383],
+                  "rollbacks": 1, "spike": {}})  # fmt: skip
     found.append({"event": "stop", "time": now - 60, "iteration": STEPS, "kind": "signal",
                   "cause": text, "rank": 0, "host": "a"})  # fmt: skip
     return found
