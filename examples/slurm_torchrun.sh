@@ -18,6 +18,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240 # seconds that torchrun waits for its 
 mkdir -p "$SAVE"
 started="$SAVE/.started-$SLURM_JOB_ID" # an exit.json older than this is that of an earlier start
 touch "$started"
+trap 'rm -f "$started"' EXIT
 
 # --wait: when the ranks of one node have ended, those of the others have so many seconds.
 srun --wait 60 torchrun \
@@ -34,7 +35,6 @@ if [ "$SAVE/exit.json" -nt "$started" ]; then
     cat "$SAVE/exit.json"
     status=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["status"])' "$SAVE/exit.json")
 fi
-rm -f "$started"
 if [ "$status" = 75 ]; then
     echo "requeued: job $SLURM_JOB_ID goes on from its latest checkpoint"
     scontrol requeue "$SLURM_JOB_ID"

@@ -26,8 +26,9 @@ def _number(by_torchrun: str, by_srun: str, alone: int) -> int:
 
 
 def job() -> str:
-    """What people know this job by: SLURM's number, or torchrun's --rdzv-id; empty under plain python."""
-    return os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID") or ""
+    """What people know this job by: SLURM's number, or torchrun's --rdzv-id; empty without either."""
+    named = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return os.environ.get("SLURM_JOB_ID") or ("" if named == "none" else named)
 
 
 def by_torchrun() -> bool:

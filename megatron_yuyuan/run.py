@@ -83,7 +83,8 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
 
         rehearse(config, samples)
         return
-    stopping = Stopping(config.training, watched.signals if watched else None)
+    watched = watched or unwatched(config.checkpoint.save)
+    stopping = Stopping(config.training, watched.signals)
     reached = forget_exit(config.checkpoint)
     ranks, origin = mesh_module.world_size(), starting_point(config)
     tokenizer = run_tokenizer(config, origin)
@@ -93,7 +94,6 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
     config, training_set, validation_set = open_samples(config, tokenizer, samples)
     overridden = accept_changes(config, origin)
 
-    watched = watched or unwatched(config.checkpoint.save)
     alike = of_every_rank(config, origin, tokenizer, len(training_set))
     start = joined(config, stopping, watched, reached, alike)
     with start as mesh, memory_explained(config, mesh):

@@ -1,7 +1,10 @@
 """python -m megatron_yuyuan.doctor: what would keep a job from running."""
 
+import errno
 import importlib.machinery
 import json
+import os
+import platform
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +28,7 @@ from megatron_yuyuan.doctor.network import Measured, group_finding
 from megatron_yuyuan.errors import ConfigError, KernelsError, LostError
 from megatron_yuyuan.kernels import apex
 from megatron_yuyuan.parallel import mesh as mesh_module
+from megatron_yuyuan.watch import lease
 
 GPU = torch.device("cuda", 0)
 
@@ -124,11 +128,8 @@ def test_a_file_that_one_host_lacks_is_an_error_of_its_rank(ranks, prepared, tmp
     assert "group tensor" not in found  # the mesh of the layout is not built by one rank alone
 
 
-def test_questions_are_opened_as_finetuning_opens_them(ranks, prepared, tmp_path):
-    flags = train_flags(prepared, tmp_path / "run")[1:]
-    at = flags.index("--data-path")
-    shard = ("--train-data-path", prepared / "qa_train_qa_document")
-    found = ranks.run(1, examined, (*flags[:at], *shard, *flags[at + 2 :]), True)
+def test_finetuning_is_told_that_it_needs_weights(ranks, prepared, tmp_path):
+    found = ranks.run(1, examined, train_flags(prepared, tmp_path / "run")[1:], True)
     assert found["checkpoint"][0].remedy.startswith("--load RUN_DIRECTORY")
 
 
@@ -260,6 +261,24 @@ def test_a_rank_that_sees_another_save_directory_is_named(ranks, tmp_path):
     assert not list((tmp_path / "a").iterdir())
 
 
+def without_room(directory: str) -> list[Finding]:
+    """What is found where the disk of rank 1 is full."""
+
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if dist.get_rank() == 1:
+        storage.TemporaryFile = full
+    config = Config().replace(save=directory)
+    return storage.examine_storage(config, resolved=False)
+
+
+def test_a_rank_that_cannot_write_is_named_and_nobody_waits_for_it(ranks, tmp_path):
+    place, speed = ranks.run(2, without_room, str(tmp_path))
+    assert (place.level, speed.level) == (OK, ERROR)
+    assert speed.said == "rank 1: cannot write 32 MiB there: No space left on device"
+
+
 def failing() -> str:
     """What a network that carries nothing is called."""
 
@@ -336,12 +355,14 @@ def test_the_disk_must_hold_what_the_run_keeps():
     assert 4 * config.model.num_parameters < adapted < needed
 
 
+LEASE = lease._document("47", 0, 0, None)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "level", "said"),
     [
-        ("lease.json", {"job": "47", "host": "a", "since": "noon", "ended": False}, WARNING,
-         "is held by job 47 on a since noon"),
-        ("lease.json", {"job": "47", "ended": True}, None, ""),
+        ("lease.json", LEASE, WARNING, f"is in use by job 47 on {platform.node()} (pid {os.getpid()})"),
+        ("lease.json", LEASE | {"ended": True}, None, ""),
         ("exit.json", {"class": "data", "status": 2, "step": 3, "cause": "bad id"}, WARNING,
          "data at step 3: bad id"),
         ("exit.json", {"class": "signal", "status": 75, "step": 3, "cause": "SIGTERM"}, OK, "signal at"),

@@ -38,9 +38,9 @@ from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
 from megatron_yuyuan.data.tokenizer import Tokenizer
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.faults import fault_point
+from megatron_yuyuan.watch.exit_file import TRACKER
 
 FORMAT_VERSION = 1
-TRACKER = "latest_checkpointed_iteration.txt"
 DESCRIBED = {
     "iteration": int,
     "consumed_samples": int,

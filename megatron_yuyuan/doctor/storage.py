@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryFile
 
 from megatron_yuyuan.checkpoint.ranks import Ranks
-from megatron_yuyuan.checkpoint.space import require_place
+from megatron_yuyuan.checkpoint.space import nearest, require_place
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.doctor.findings import ERROR, OK, WARNING, Finding, name_ranks
 from megatron_yuyuan.doctor.last_run import examine_last_run
@@ -43,12 +43,6 @@ def checkpoints_kept(config: Config) -> int:
     return max(1, math.ceil(steps / interval)) if interval else 1
 
 
-def nearest(directory: Path) -> Path:
-    """The directory, or the first above it that exists."""
-    directory = directory.absolute()
-    return next(path for path in (directory, *directory.parents) if path.exists())
-
-
 def examine_storage(config: Config, resolved: bool) -> list[Finding]:
     """A collective; the findings are the same on every rank. resolved: the shape of the model is known,
     and so what a checkpoint takes. Leaves nothing behind. Raises DataError on every rank."""
@@ -61,8 +55,14 @@ def examine_storage(config: Config, resolved: bool) -> list[Finding]:
     seen = same_place(Path(save), ranks)
     if seen.level == ERROR:
         return [seen]
-    seconds = ranks.gathered(seconds_to_write(nearest(Path(save))))
-    speed = WRITTEN_BLOCKS * BLOCK * ranks.size / max(seconds)
+    taken = ranks.gathered(seconds_to_write(nearest(Path(save))))
+    if refused := [rank for rank, seconds in enumerate(taken) if isinstance(seconds, str)]:
+        said = (
+            f"{name_ranks(refused)}: cannot write {WRITTEN_BLOCKS} MiB there: {taken[refused[0]]}"
+        )
+        why, remedy = "a checkpoint is larger", "room there, or --save on another file system"
+        return [seen, Finding("disk speed", ERROR, said, why, remedy)]
+    speed = WRITTEN_BLOCKS * BLOCK * ranks.size / max(taken)
     free = ranks.on_first(lambda: shutil.disk_usage(nearest(Path(save))).free)
     last_run = ranks.on_first(lambda: examine_last_run(Path(save)))
     return [seen, *last_run, *room(config, free, needed, speed)]
@@ -94,16 +94,20 @@ def same_place(directory: Path, ranks: Ranks) -> Finding:
     return Finding("save directory", OK, f"{said}; all {ranks.size} ranks see the same")
 
 
-def seconds_to_write(folder: Path) -> float:
-    """Write a file without a name and bring it to the disk."""
+def seconds_to_write(folder: Path) -> float | str:
+    """Write a file without a name and bring it to the disk; what the system says where it refuses, since
+    the other ranks must not wait for this one."""
     block = os.urandom(BLOCK)  # a file system may compress
-    with TemporaryFile(dir=folder) as file:
-        begun = time.perf_counter()
-        for _ in range(WRITTEN_BLOCKS):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-        return time.perf_counter() - begun
+    try:
+        with TemporaryFile(dir=folder) as file:
+            begun = time.perf_counter()
+            for _ in range(WRITTEN_BLOCKS):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            return time.perf_counter() - begun
+    except OSError as error:
+        return str(error.strerror)
 
 
 def room(config: Config, free: int, needed: int, speed: float) -> list[Finding]:

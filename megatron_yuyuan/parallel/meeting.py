@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch.distributed as dist
 
@@ -46,9 +47,9 @@ class Meeting:
         time, or this process was asked to stop."""
         word = secrets.token_hex(8)
         self.store.set(f"here/{self.rank}", word)
-        look = self._invite if self.rank == 0 else self._follow
+        look = self._invite if self.rank == 0 else partial(self._follow, word)
         begun, said, found = time.monotonic(), 0.0, ""
-        while not (found := look(word)):
+        while not (found := look()):
             waited = time.monotonic() - begun
             if cause := self.gives_up():
                 raise _asked_to_stop(cause)
@@ -60,7 +61,7 @@ class Meeting:
             time.sleep(LOOK)
         return found
 
-    def _invite(self, word: str) -> str:
+    def _invite(self) -> str:
         """On rank 0: invite those who are here; the name, once all have answered."""
         if not self.store.check([f"here/{rank}" for rank in range(self.ranks)]):
             return ""
@@ -90,15 +91,12 @@ class Meeting:
         return json.loads(self.store.get("invitation"))
 
     def _awaited(self) -> str:
-        """Who has not answered: `rank 1, 3 of 4`; seen from rank 0, who has the whole list."""
-        if self.rank:
-            return f"rank 0 of {self.ranks}"
+        """Who has not come, or not answered: `rank 1, 3 of 4`; or else rank 0, who has yet to invite."""
         name = self._invitation().get("name", "")
-        absent = [r for r in range(1, self.ranks) if not self.store.check([f"here/{r}"])]
-        absent = absent or [
-            r for r in range(1, self.ranks) if not self.store.check([f"{name}/{r}"])
-        ]
-        return f"rank {', '.join(map(str, absent))} of {self.ranks}"
+        others = [rank for rank in range(self.ranks) if rank != self.rank]
+        absent = [rank for rank in others if not self.store.check([f"here/{rank}"])]
+        absent = absent or [r for r in others if r and not self.store.check([f"{name}/{r}"])]
+        return f"rank {', '.join(map(str, absent or [0]))} of {self.ranks}"
 
     def _say(self, line: str) -> None:
         if self.rank == 0:

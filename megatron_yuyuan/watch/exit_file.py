@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-EXIT_FILE = "exit.json"
+EXIT_FILE, TRACKER = "exit.json", "latest_checkpointed_iteration.txt"
 
 
 def read_exit(save: str | Path) -> dict | None:
@@ -66,6 +66,12 @@ def _written_beside(target: Path, document: dict) -> Iterator[Path]:
 
 
 def resume_from(save: str | Path) -> str | None:
-    """The newest whole checkpoint, by name; a manifest is written last."""
-    whole = sorted(Path(save).glob(f"iter_{'[0-9]' * 7}/manifest.json"))
-    return str(whole[-1].parent) if whole else None
+    """The checkpoint that the next start goes on from, as checkpoint/dcp.py finds it: what the tracker
+    names, or else the newest whole one; a manifest is written last."""
+    manifests = sorted(Path(save).glob(f"iter_{'[0-9]' * 7}/manifest.json"))
+    whole = {manifest.parent.name: str(manifest.parent) for manifest in manifests}
+    with suppress(OSError, ValueError):
+        named = f"iter_{int((Path(save) / TRACKER).read_text(encoding='utf-8')):07d}"
+        if named in whole:
+            return whole[named]
+    return next(reversed(whole.values()), None)

@@ -44,8 +44,8 @@ _FIELDS = set("id job host pid machine began since saved furthest starts ended".
 class Lease:
     """The right of this process to write to a directory, from `take` to the end of the `with` block.
 
-    It is given back at a good end, and at an error that a person must mend; where a process was lost, or
-    by a bug, it stays behind as ended.
+    It is given back at a good end, and where a person must mend something or has interrupted the run; where
+    a process was lost, or by a bug, it stays behind as ended.
     """
 
     def __init__(self, directory: Path, document: dict, made: list[Path]):
@@ -61,10 +61,10 @@ class Lease:
         self._over.set()
         self._thread.join()
         with contextlib.suppress(OSError):
-            mended = isinstance(error, YuyuanError) and not isinstance(error, LostError)
+            by_person = isinstance(error, YuyuanError | KeyboardInterrupt)
             if not self._is_ours():
                 return
-            if error is None or mended:
+            if error is None or (by_person and not isinstance(error, LostError)):
                 self._path.unlink()
                 for folder in self._made:  # a run that is refused at its start leaves nothing
                     folder.rmdir()
@@ -75,12 +75,12 @@ class Lease:
         while not self._over.wait(BEAT):
             with contextlib.suppress(OSError):  # a file system that fails for a moment
                 if not self._is_ours():
-                    _end_at_once(self._path, _read(self._path) or self._document)
+                    _end_at_once(self._path, read_lease(self._path) or self._document)
                 os.utime(self._path)
 
     def _is_ours(self) -> bool:
         """Whether nobody else has taken the lease; one that was removed by hand is."""
-        found = _read(self._path)
+        found = read_lease(self._path)
         return found is None or found["id"] == self._document["id"]
 
 
@@ -97,15 +97,15 @@ def take(
     try:
         made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
         directory.mkdir(parents=True, exist_ok=True)
-        before = _read(path)
+        before = read_lease(path)
         if before and _is_held(path, before, say):
             raise _busy(path, before)
-        before = _read(path)  # it may have been given back while we looked
+        before = read_lease(path)  # it may have been given back while we looked
         document = _document(job, saved, reached, before)
         if before and document["starts"] > STARTS:
             path.unlink()
-            raise _no_progress(directory, before)
-        _publish(path, document)
+            raise _no_progress(before)
+        _publish(path, document, before)
     except OSError as error:
         raise DataError(
             f"cannot write {path}: {error.strerror}",
@@ -118,19 +118,24 @@ def take(
 def is_free(directory: str | Path) -> bool:
     """Whether no lease says that another job may be writing there."""
     with contextlib.suppress(OSError):
-        found = _read(Path(directory) / LEASE_FILE)
-        return found is None or found["ended"]
+        found = read_lease(Path(directory) / LEASE_FILE)
+        return found is None or found["ended"] or _is_dead_here(found)
     return False
 
 
-def _publish(path: Path, document: dict) -> None:
-    """Give the lease its name. Raises BusyError if another one was faster, and OSError."""
-    if path.exists():
+def _publish(path: Path, document: dict, before: dict | None) -> None:
+    """Give the lease its name, in place of `before`. Raises BusyError if another one was faster, and
+    OSError."""
+    if before or not publish_once(path, document):
+        found = read_lease(path)
+        if found not in (
+            before,
+            None,
+        ):  # None: what has the name is no lease, or there are no links
+            raise _busy(path, found)
         replace(path, document)
         time.sleep(SETTLED)
-    elif not publish_once(path, document) and not path.exists():
-        replace(path, document)  # a file system without links
-    found = _read(path)
+    found = read_lease(path)
     if found is None or found["id"] != document["id"]:
         raise _busy(path, found or document)
 
@@ -159,17 +164,27 @@ def _document(job: str, saved: int, reached: int, before: dict | None) -> dict:
 
 def _is_held(path: Path, lease: dict, say: Callable[[str], None]) -> bool:
     """Whether the holder of a lease lives; on another machine it is watched for a change."""
-    if lease["ended"]:
+    if lease["ended"] or _is_dead_here(lease):
         return False
-    if lease["machine"] and lease["machine"] == machine():
-        return is_alive(lease["pid"], lease["began"])
-    say(f"{path.parent} is in use by {_holder(lease)}: looking {WATCH:.0f} s for a sign of life")
+    if _is_here(lease):
+        return True
+    say(f"{path.parent} is in use by {holder(lease)}: looking {WATCH:.0f} s for a sign of life")
     seen, deadline = _changed(path), time.monotonic() + WATCH
     while time.monotonic() < deadline:
         time.sleep(min(1.0, WATCH / 10))
         if _changed(path) != seen:
-            return _read(path) is not None  # given back meanwhile, or touched
+            return read_lease(path) is not None  # given back meanwhile, or touched
     return False
+
+
+def _is_here(lease: dict) -> bool:
+    """Whether the holder is, or was, a process of this machine."""
+    return bool(lease["machine"]) and lease["machine"] == machine()
+
+
+def _is_dead_here(lease: dict) -> bool:
+    """Whether the holder was a process of this machine, and is no more."""
+    return _is_here(lease) and not is_alive(lease["pid"], lease["began"])
 
 
 def _changed(path: Path) -> int:
@@ -182,7 +197,7 @@ def _changed(path: Path) -> int:
         return 0
 
 
-def _read(path: Path) -> dict | None:
+def read_lease(path: Path) -> dict | None:
     """A lease; None where there is none, or only one that nobody has written as we do."""
     try:
         lease = json.loads(path.read_text(encoding="utf-8"))
@@ -191,24 +206,25 @@ def _read(path: Path) -> dict | None:
         return None
 
 
-def _holder(lease: dict) -> str:
+def holder(lease: dict) -> str:
+    """`job 4711 on node7 (pid 812) since 2026-11-22 12:01:07`."""
     job = f"job {lease['job']}" if lease["job"] else "a run"
     return f"{job} on {lease['host']} (pid {lease['pid']}) since {lease['since']}"
 
 
 def _busy(path: Path, lease: dict) -> BusyError:
     return BusyError(
-        f"{path.parent} is in use by {_holder(lease)}",
+        f"{path.parent} is in use by {holder(lease)}",
         "two jobs that save to one directory would destroy each other's checkpoints",
         "wait for it, cancel it, or another --save",
     )
 
 
-def _no_progress(directory: Path, before: dict) -> NoProgressError:
+def _no_progress(before: dict) -> NoProgressError:
     return NoProgressError(
         f"{before['starts']} starts in a row came no further than step {before['furthest']}",
         "what ends the run ends it every time; more starts would only use up the allocation",
-        f"mend what the log and {directory}/exit.json name; the next start counts anew",
+        "mend what the output of the last of them names; the next start counts anew",
     )
 
 

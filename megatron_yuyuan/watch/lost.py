@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from megatron_yuyuan.errors import ConfigError, LostError, ShortOfMemoryError, YuyuanError
+from megatron_yuyuan.errors import LostError, ShortOfMemoryError, YuyuanError
 from megatron_yuyuan.watch import verdict
 from megatron_yuyuan.watch.exit_file import claim_exit, read_exit, resume_from
 from megatron_yuyuan.watch.heartbeat import BEAT, Watched, absent, read_heartbeats
 from megatron_yuyuan.watch.lease import is_free
 
 BROKEN = ("Connection closed by peer", "Connection reset", "Broken pipe", "Connection refused",
-          "Socket closed", "remote process exited")  # fmt: skip
+          "Socket closed", "remote process exited", "Connection was likely closed")  # fmt: skip
 LATE = ("Timed out", "timed out", "Timeout", "timeout")
 """What gloo, NCCL and torch's store say of a peer that is gone, and of one that does not come."""
 REPORT = 5.0
@@ -28,7 +28,8 @@ REPORT = 5.0
 def losses_named(own: Watched) -> Iterator[None]:
     """Raises LostError, naming the rank that was lost, in place of the communication error that its
     loss has caused; in SAVE/exit.json too. Other errors pass; one that may be of this rank alone, while the
-    others wait, is written there: a ConfigError before the ranks have met, and memory that ran out."""
+    others wait, is written there: any before the first step (after it exit_report.py writes), and memory
+    that ran out."""
     try:
         yield
     except LostError as error:
@@ -38,8 +39,8 @@ def losses_named(own: Watched) -> Iterator[None]:
         if (first := _claim(own, error, asdict(own.rank))) is not error:
             raise first from error
         raise
-    except ConfigError as error:
-        if not own.heartbeat.read().owns:
+    except YuyuanError as error:
+        if own.heartbeat.read().phase in ("start", "load"):
             _claim(own, error, asdict(own.rank))
         raise
     except RuntimeError as error:  # torch.distributed's errors are of this kind
@@ -48,7 +49,9 @@ def losses_named(own: Watched) -> Iterator[None]:
         of_torch = "gloo" in text or type(error).__name__.startswith("Dist")
         if not of_torch or not (late or any(sign in text for sign in BROKEN)):
             raise
-        raise _lost(own, late) from error
+        found = _lost(own, late)
+        found.is_own = bool(own.save)  # it has claimed exit.json: no other rank prints it
+        raise found from error
 
 
 def _lost(own: Watched, late: bool) -> YuyuanError:

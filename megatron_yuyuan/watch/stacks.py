@@ -62,10 +62,12 @@ class Stacks:
 
 
 def parse(text: str) -> list[Frame]:
-    """The main thread's calls, innermost first, of what faulthandler writes: a block a thread, the
-    main thread's last."""
-    blocks = re.split(r"(?m)^(?=(?:Current thread|Thread) )", text)
-    found = _FRAME.findall(blocks[-1])
+    """Calls, innermost first, of what faulthandler writes, a block a thread: those of the thread in which
+    a fault happened, or else of the main thread, whose block is the last."""
+    _, fault, written = text.rpartition("Fatal Python error: ")
+    blocks = re.split(r"(?m)^(?=(?:Current thread|Thread) )", written)
+    faulty = [block for block in blocks if fault and block.startswith("Current thread")]
+    found = _FRAME.findall((faulty or blocks)[-1])
     return [Frame(file, int(line), function) for file, line, function in found]
 
 

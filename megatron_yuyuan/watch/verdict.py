@@ -2,7 +2,8 @@
 
 import signal
 
-from megatron_yuyuan.errors import LostError, YuyuanError
+from megatron_yuyuan import launcher
+from megatron_yuyuan.errors import BrokenError, LostError, ShortOfMemoryError, YuyuanError
 from megatron_yuyuan.watch.exit_file import resume_from
 from megatron_yuyuan.watch.heartbeat import Beat, Rank
 
@@ -13,6 +14,8 @@ REASONS: dict[int, str] = {
     signal.SIGBUS: "a file that is mapped into memory shrank, or /dev/shm is full",
 }
 """What usually sends a signal."""
+SAID = (LostError.kind, BrokenError.kind, ShortOfMemoryError.kind)
+"""Classes of exit.json that whoever wrote it has also printed."""
 
 
 def again(checkpoint: str | None) -> str:
@@ -29,10 +32,15 @@ def died(
     if status is None:
         why = "a signal killed it: nobody saw which; often memory ran out"
         return LostError(f"{rank} died {beat.place}", why, again(checkpoint))
-    how = f"signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"status {status}"
+    how = f"signal {-status} ({name_of(-status)})" if status < 0 else f"status {status}"
     why = REASONS.get(-status, "its last messages stand above")
     place = f"; it was in {stack}" if stack else ""
     return LostError(f"{rank} died: {how} {beat.place}", f"{why}{place}", again(checkpoint))
+
+
+def name_of(number: int) -> str:
+    """`SIGKILL`; `SIG40` for a real-time signal, which has no name."""
+    return signal.Signals(number).name if number in list(signal.Signals) else f"SIG{number}"
 
 
 def launcher_died(rank: Rank, launcher: int, beat: Beat, checkpoint: str | None) -> LostError:
@@ -79,10 +87,12 @@ def unknown(
 
 
 def reported(report: dict) -> LostError:
-    """What exit.json says already."""
-    cause, why = str(report.get("cause")), str(report.get("why"))
-    error = LostError(cause, why, again(report.get("resume_from")))
-    error.said = True
+    """What exit.json says already, with its status."""
+    status = report.get("status") or LostError.status
+    remedy = again(report.get("resume_from")) if status == LostError.status else "mend that first"
+    error = LostError(str(report.get("cause")), str(report.get("why")), remedy)
+    error.status = status
+    error.said = launcher.by_torchrun() or report.get("class") in SAID
     return error
 
 
@@ -97,7 +107,7 @@ def report_of(error: YuyuanError, save: str, step: int, culprit: dict, number: i
         "host": culprit.get("host"),
         "rank": culprit.get("rank"),
         "pid": culprit.get("pid"),
-        "signal": signal.Signals(number).name if number else None,
+        "signal": name_of(number) if number else None,
         "why": error.why,
         "resume_from": resume_from(save),
     }

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
@@ -38,6 +39,8 @@ from megatron_yuyuan.watch.stacks import Stacks, in_one_line, waits
 
 GRACE = 30.0
 """Seconds that a rank may live on after another one was lost: time to name it, and to end by itself."""
+TOGETHER = ("done", "signal", "interval", "duration")
+"""Classes of exit.json with which all ranks end together."""
 LOSSES = (LostError.kind, BrokenError.kind, ShortOfMemoryError.kind)
 """Classes of exit.json after which no collective can end."""
 FAULTS = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL)
@@ -75,6 +78,8 @@ def watched(save: str, timeout: float) -> Iterator[Watched]:
     if witness == 0:
         try:
             Witness(own, timeout, stacks, parent).stay()
+        except BaseException:  # nobody else would say it
+            traceback.print_exc()
         finally:
             os._exit(0)  # the handlers and buffers are the rank's
     try:
@@ -156,12 +161,13 @@ class Witness:
         one's own torchrun would end it."""
         report = read_exit(self._save) if self._save else None
         is_ours = self._heartbeat.read().owns  # before, it may be that of another run
-        if not report or not is_ours or report.get("class") not in LOSSES:
+        if not report or not is_ours or report.get("class") in TOGETHER:
             self._alone_since = math.inf
             return
         now = time.monotonic()
         self._alone_since = min(self._alone_since, now)
-        if now - self._alone_since > GRACE:
+        slowly = 1 if report.get("class") in LOSSES else 10  # an error's log may take time to close
+        if now - self._alone_since > slowly * GRACE:
             self._process.send(signal.SIGKILL)
 
     def _stack(self, beat: Beat) -> dict:
@@ -182,7 +188,7 @@ class Witness:
         if status == 1:
             return BrokenError(f"{self._rank} ended with an error of this program {beat.place}")
         saved = resume_from(self._save) if self._save else None
-        if self._rank.job and status in (None, -signal.SIGKILL) and self._launcher.ended():
+        if launcher.by_torchrun() and status in (None, -signal.SIGKILL) and self._launcher.ended():
             return verdict.launcher_died(self._rank, self._launcher.pid, beat, saved)
         if late:
             return verdict.did_not_come(self._rank, late, saved)

@@ -3,6 +3,7 @@ time limit, and a requeue after each. The run that comes out is the one that not
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -177,8 +178,9 @@ SCRIPTS = sorted(path.name for path in (ROOT / "examples").glob("*.s*") if path.
 def test_the_scripts_are_bash_and_say_what_they_need(name):
     path = ROOT / "examples" / name
     subprocess.run(["bash", "-n", str(path)], check=True)
-    without = {k: v for k, v in os.environ.items() if k not in ("SAVE", "DATA_PATH", "LOAD")}
+    needed = re.findall(r'^: "\$\{(\w+):\?(.+)\}"$', path.read_text(), re.MULTILINE)
+    without = {k: v for k, v in os.environ.items() if k not in dict(needed)}
     ended = subprocess.run(
         ["bash", str(path)], env=without, capture_output=True, text=True, check=False
     )
-    assert ended.returncode and ": " in ended.stderr
+    assert ended.returncode and ended.stderr.endswith(": ".join(needed[0]) + "\n")

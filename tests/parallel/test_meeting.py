@@ -67,6 +67,15 @@ def test_an_attempt_may_have_more_ranks_than_the_one_before():
     assert len(set(names(store, [3, 1, 2, 0]))) == 1
 
 
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_every_rank_names_the_one_that_is_absent(rank):
+    store = dist.HashStore()
+    for other in (0, 1, 2):
+        store.set(f"here/{other}", "came")
+    with pytest.raises(LostError, match="waited 0 s for rank 3 of 4"):
+        place(store, rank, 4, timeout=0.1).agree()
+
+
 def test_who_is_awaited_is_said_and_then_named(monkeypatch, capsys):
     monkeypatch.setattr(meeting, "SAY", 0.05)
     store = dist.HashStore()

@@ -59,6 +59,10 @@ def test_the_newest_whole_checkpoint_is_named(tmp_path):
         (tmp_path / name / "manifest.json").touch()
     (tmp_path / "iter_0000020").mkdir()
     assert resume_from(tmp_path) == str(tmp_path / "iter_0000010")
+    tracker = tmp_path / "latest_checkpointed_iteration.txt"
+    for text, number in (("5", 5), ("15", 10), ("20", 10), ("none", 10)):
+        tracker.write_text(text)  # as after --ckpt-step 5; what is not whole is not gone on from
+        assert resume_from(tmp_path) == str(tmp_path / f"iter_{number:07d}")
 
 
 def test_a_full_disk_keeps_the_old_file_and_no_half_of_a_new_one(tmp_path, monkeypatch):

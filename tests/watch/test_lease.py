@@ -79,7 +79,7 @@ def test_a_holder_elsewhere_lives_as_long_as_it_touches_its_lease(tmp_path):
     with holder, pytest.raises(BusyError, match="job 4711 on node7"):
         take(tmp_path, "4712", 0, 0, said.append)
     assert said == [
-        f"{tmp_path} is in use by {lease._holder(before)}: looking 1 s for a sign of life"
+        f"{tmp_path} is in use by {lease.holder(before)}: looking 1 s for a sign of life"
     ]
 
 
@@ -98,6 +98,37 @@ def test_of_two_that_take_over_the_later_has_it(tmp_path, monkeypatch):
     )
     with pytest.raises(BusyError, match="job rival"):
         take(tmp_path, "4712", 0, 0)
+
+
+def test_of_two_that_begin_together_the_faster_keeps_it(tmp_path, monkeypatch):
+    rival = lease._document("rival", 0, 0, None)
+
+    def too_late(path, document) -> bool:
+        path.write_text(json.dumps(rival))
+        return False
+
+    monkeypatch.setattr(lease, "publish_once", too_late)
+    with pytest.raises(BusyError, match="job rival"):
+        take(tmp_path, "4712", 0, 0)
+    assert json.loads((tmp_path / LEASE_FILE).read_text()) == rival
+
+
+def test_a_lease_is_taken_where_the_name_is_no_leases_or_there_are_no_links(tmp_path, monkeypatch):
+    (tmp_path / LEASE_FILE).write_text("{}")
+    assert run(tmp_path)["starts"] == 1
+    monkeypatch.setattr(lease, "publish_once", lambda *_: False)
+    assert run(tmp_path)["starts"] == 1
+
+
+@linux
+def test_a_place_is_free_if_its_holder_on_this_machine_is_dead(tmp_path):
+    assert lease.is_free(tmp_path)
+    lease_of(tmp_path, ended=False)  # of this very process
+    assert not lease.is_free(tmp_path)
+    lease_of(tmp_path, ended=False, began="at another time")
+    assert lease.is_free(tmp_path)
+    lease_of(tmp_path, ended=False, began="at another time", machine="another")
+    assert not lease.is_free(tmp_path)
 
 
 def test_who_has_lost_the_lease_ends_at_once(tmp_path, monkeypatch, capsys):
@@ -127,7 +158,11 @@ def test_starts_that_come_no_further_are_counted_and_then_refused(tmp_path, endi
     assert run(tmp_path, 5, 7, ending)["starts"] == 1  # a person has looked at it
 
 
-@pytest.mark.parametrize("ending", [None, ConfigError("a", "b", "c")], ids=["good", "refused"])
+@pytest.mark.parametrize(
+    "ending",
+    [None, ConfigError("a", "b", "c"), KeyboardInterrupt()],
+    ids=["good", "refused", "interrupted"],
+)
 def test_an_end_that_a_person_sees_begins_the_count_anew(tmp_path, ending):
     assert run(tmp_path, ends_by=LOST)["starts"] == 1
     assert run(tmp_path, ends_by=ending)["starts"] == 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_yuyuan.errors import ConfigError, LostError
+from megatron_yuyuan.errors import ConfigError, DataError, LostError
 from megatron_yuyuan.watch import lease, lost
 from megatron_yuyuan.watch.heartbeat import Rank, Watched, absent, heartbeat_path, read_heartbeats
 from megatron_yuyuan.watch.lost import losses_named
@@ -47,12 +47,41 @@ def heartbeat(save, rank: int, host: str = "node1", **more) -> None:
 
 
 def test_what_a_witness_reports_is_what_the_others_end_with(tmp_path):
-    report = {"cause": "rank 1 (node2, pid 7) died", "why": "w", "resume_from": "R/iter_0000050"}
+    report = {"class": "rank_lost", "cause": "rank 1 (node2, pid 7) died", "why": "w"}
+    report["resume_from"] = "R/iter_0000050"
     (tmp_path / "exit.json").write_text(json.dumps(report))
     error = loss(survivor(tmp_path), CLOSED)
     assert (error.what, error.why, error.said) == (report["cause"], "w", True)
     assert error.remedy == "the same command again, which goes on from R/iter_0000050"
     assert json.loads((tmp_path / "exit.json").read_text()) == report
+
+
+def test_an_error_of_one_rank_is_what_the_others_end_with_and_say_for_it(tmp_path):
+    """Under bare srun: its own rank would say it only as the first. Its status is that of the job."""
+    report = {"class": "data", "status": 2, "cause": "cannot read x", "why": "w"}
+    (tmp_path / "exit.json").write_text(json.dumps(report))
+    error = loss(survivor(tmp_path), CLOSED)
+    assert (error.what, error.why, error.status, error.said) == ("cannot read x", "w", 2, False)
+    assert error.remedy == "mend that first"
+
+
+@pytest.mark.parametrize("phase", ["load", "step"])
+def test_an_error_before_the_first_step_is_claimed_by_its_rank(tmp_path, phase):
+    """After it exit_report.py does that."""
+    own = newcomer(tmp_path)
+    own.heartbeat.beat(phase, 0)
+    with pytest.raises(DataError), losses_named(own):
+        raise DataError("no room", "b", "c")
+    report = json.loads((tmp_path / "exit.json").read_text()) if phase == "load" else {}
+    assert report.get("class") == ("data" if phase == "load" else None)
+    assert (tmp_path / "exit.json").exists() == (phase == "load")
+
+
+def test_a_store_that_dies_is_a_rank_that_was_lost():
+    """torch's own words where the process that kept the store has died."""
+    own = survivor()
+    with pytest.raises(LostError, match="lost the connection"), losses_named(own):
+        raise dist.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed.")
 
 
 def test_a_rank_that_hangs_is_named_with_its_stack(tmp_path):

@@ -30,6 +30,14 @@ def test_the_main_threads_calls_are_read_innermost_first():
     assert parse("") == []
 
 
+def test_a_fault_in_another_thread_is_placed_there():
+    saver, main = TWO_THREADS.split("\n\n")
+    fault = saver.replace("Thread", "Current thread", 1)
+    rest = main.replace("Current thread", "Thread", 1)
+    written = f"{TWO_THREADS}\nFatal Python error: Segmentation fault\n\n{fault}\n\n{rest}"
+    assert in_one_line(parse(written)) == "wait (lib/threading.py:331)"
+
+
 def test_who_waits_for_others_is_told_from_who_computes():
     stack = parse(TWO_THREADS)
     assert waits(stack)
