@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint
+from megatron_yuyuan.checkpoint.dcp import find_checkpoint, iteration_of
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.checkpoint.space import require_place
 from megatron_yuyuan.config import Config
@@ -51,7 +51,7 @@ def _held(save: str, rank: Rank, reached: int) -> Iterator[None]:
     def take() -> None:
         require_place(Path(save), needed=0)
         newest = find_checkpoint(save)
-        saved = int(newest.name.removeprefix("iter_")) if newest else 0
+        saved = iteration_of(newest) if newest else 0
         try:
             held.append(lease.take(Path(save), rank.job, saved, reached))
         except NoProgressError as error:

@@ -81,6 +81,11 @@ class ModelConfig:
         return self.attention_dropout > 0 and self.attention_dropout_rng == "counter"
 
     @property
+    def attention_keeps_scores(self) -> bool:
+        """Whether attention is unfused: by request, or because its weights are dropped by the counter."""
+        return self.attention_unfused or self.attention_dropout_counted
+
+    @property
     def lora_scale(self) -> float:
         """What the product of LoRA's two matrices is multiplied by."""
         return self.lora_alpha / self.lora_rank
@@ -180,6 +185,11 @@ class ParallelConfig:
     def recomputed(self) -> str:
         """What recompute_granularity and recompute_activations ask for together."""
         return "selective" if self.recompute_activations else self.recompute_granularity
+
+    @property
+    def means_fused_kernels(self) -> bool:
+        """Whether a job is meant to run the CUDA kernels; without a device that is named, a GPU is."""
+        return self.device != "cpu" and self.kernels in ("auto", "cuda")
 
 
 @dataclass(frozen=True)
@@ -354,7 +364,8 @@ class CheckpointConfig:
     save_interval: int = 1000
     """Iterations between checkpoints; the last iteration is always saved."""
     async_save: bool = False
-    """Write checkpoints in the background: training waits only while their tensors are copied."""
+    """Write checkpoints in the background: training waits only while their tensors are copied, and while what
+    several ranks hold is compared (under no_shard all of it)."""
     save_retain_interval: int = 0
     """Keep the checkpoints of iterations that are multiples of this, and remove older others. 0: no such rule.
     With several of these rules a checkpoint is kept if one of them keeps it; the newest always is."""

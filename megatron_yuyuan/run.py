@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_yuyuan.attempt import joined
+from megatron_yuyuan.checkpoint.dcp import iteration_of
 from megatron_yuyuan.checkpoint.retention import best_checkpoint
 from megatron_yuyuan.checkpoint.rollback import Rollback
 from megatron_yuyuan.checkpoint.saver import build_saver
@@ -58,6 +59,7 @@ from megatron_yuyuan.train.schedule import train_iterations
 from megatron_yuyuan.train.state import TrainState, build_state
 from megatron_yuyuan.train.stopping import Stopping
 from megatron_yuyuan.train.stragglers import Stragglers
+from megatron_yuyuan.train.verification import repeat_exactly
 from megatron_yuyuan.validation import validate
 from megatron_yuyuan.watch.heartbeat import Watched
 from megatron_yuyuan.watch.witness import unwatched
@@ -97,6 +99,8 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
     alike = of_every_rank(config, origin, tokenizer, len(training_set))
     start = joined(config, stopping, watched, reached, alike)
     with start as mesh, memory_explained(config, mesh):
+        if config.training.verify_every:
+            repeat_exactly(mesh.device)
         log = open_log(config, mesh)
         introduce_plan(config, mesh, training_set, validation_set, log)
         introduce_example(training_set, tokenizer, log)
@@ -199,7 +203,7 @@ def say_best(checkpoint: CheckpointConfig, iteration: int, log: Log) -> None:
     best = best_checkpoint(checkpoint.save, iteration) if checkpoint.save else None
     if best is not None:
         path, loss = best
-        step = int(path.name.removeprefix("iter_"))
+        step = iteration_of(path)
         log.line(f"best: {path}, validation loss {loss:.6g}: --ckpt-step {step} opens it")
 
 

@@ -106,6 +106,9 @@ class WeightsAndBiases(Sink):
                 dir=directory,
                 config=self._config.to_dict(),
             )
+            # by our own count: wandb's own never goes back, and a rollback does
+            self._run.define_metric("iteration")
+            self._run.define_metric("*", step_metric="iteration")
         except (wandb.Error, OSError) as error:
             raise ConfigError(
                 f"Weights & Biases cannot be reached: {error}",
@@ -120,7 +123,7 @@ class WeightsAndBiases(Sink):
         if event != "evaluation":
             figures["samples vs steps"] = values["consumed_samples"]
         assert self._run is not None  # started before the first step
-        self._run.log(figures, step=values["iteration"])
+        self._run.log(figures | {"iteration": values["iteration"]})
 
     def close(self) -> None:
         if self._run:

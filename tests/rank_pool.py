@@ -24,7 +24,7 @@ LOST_CONNECTION = ("Connection closed by peer", "Connection reset")
 CAUSE_LIMIT = 2.0
 """Seconds to wait, after a rank has lost a connection, for the failure that broke it."""
 NOT_BY_GLOO = re.compile(
-    r"ProcessGroupGloo::\S+.*|.*gloo.*(?:does not support|CPU).*", re.IGNORECASE
+    r"ProcessGroupGloo::\S+.*|.*gloo.*(?:does not support|CPU|Bad address).*", re.IGNORECASE
 )
 """What a rank says that shares a GPU with others, of a collective that gloo has for the CPU alone."""
 

@@ -95,7 +95,7 @@ class Wandb(SimpleNamespace):
         pass
 
     def __init__(self, refusal: str = ""):
-        super().__init__(options={}, logged=[], finished=False, refusal=refusal)
+        super().__init__(options={}, axes={}, logged=[], finished=False, refusal=refusal)
 
     def init(self, **options):
         if self.refusal:
@@ -103,8 +103,11 @@ class Wandb(SimpleNamespace):
         self.options = options
         return self
 
-    def log(self, figures: dict, step: int):
-        self.logged.append((step, figures))
+    def define_metric(self, name: str, step_metric: str = ""):
+        self.axes[name] = step_metric
+
+    def log(self, figures: dict):
+        self.logged.append(figures)
 
     def finish(self):
         self.finished = True
@@ -129,9 +132,12 @@ def test_wandb_gets_megatrons_names(tmp_path, monkeypatch):
     validation = {t: v for t, v in MEGATRONS_TAGS.items() if "validation" in t}
     course = {t: pytest.approx(v) for t, v in MEGATRONS_TAGS.items() if t not in validation}
     assert wandb.logged == [
-        (7, course | MEGATRONS_TIMES | OUR_TAGS | {"samples vs steps": 8}),
-        (7, validation),
+        course | MEGATRONS_TIMES | OUR_TAGS | {"samples vs steps": 8, "iteration": 7},
+        validation | {"iteration": 7},
     ]
+    assert (
+        wandb.axes["*"] == "iteration"
+    )  # wandb's own count, which a rollback would take back, drops steps
     assert wandb.finished
 
 

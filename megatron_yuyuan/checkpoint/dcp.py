@@ -13,9 +13,9 @@ shape, so any layout loads what any layout saved. docs/checkpoint_format.md has 
 
 import json
 import os
+import re
 import shutil
-import warnings
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from megatron_yuyuan.checkpoint.leftovers import remove_leftovers
 from megatron_yuyuan.checkpoint.manifest import MANIFEST, STATE, digest, verify
 from megatron_yuyuan.checkpoint.metadata import SafeReader
 from megatron_yuyuan.checkpoint.ranks import Ranks
-from megatron_yuyuan.checkpoint.reading import DAMAGED_PICKLE, reading
+from megatron_yuyuan.checkpoint.reading import DAMAGED_PICKLE, quiet, reading
 from megatron_yuyuan.checkpoint.space import NO_SPACE, checkpoint_bytes, no_space, require_space
 from megatron_yuyuan.checkpoint.writer import DigestingWriter
 from megatron_yuyuan.config import Config
@@ -41,6 +41,7 @@ from megatron_yuyuan.faults import fault_point
 from megatron_yuyuan.watch.exit_file import TRACKER
 
 FORMAT_VERSION = 1
+ITERATION = re.compile(r"iter_(\d{7,})(?:\.old)?")
 DESCRIBED = {
     "iteration": int,
     "consumed_samples": int,
@@ -79,9 +80,16 @@ def find_checkpoint(directory: str | Path, iteration: int | None = None) -> Path
 
 
 def whole_checkpoints(directory: str | Path) -> list[Path]:
-    """Checkpoints with their manifest, in order; not one being written (.tmp) or replaced (.old)."""
-    found = (p.parent for p in Path(directory).glob("iter_*/manifest.json"))
-    return sorted(p for p in found if p.suffix == "")
+    """Checkpoints with their manifest, in order; not one being written (.tmp) or replaced (.old), or that
+    a person has named (iter_best)."""
+    found = (p.parent for p in Path(directory).glob(f"iter_*/{MANIFEST}"))
+    return sorted((p for p in found if p.suffix == "" and iteration_of(p) >= 0), key=iteration_of)
+
+
+def iteration_of(path: Path) -> int:
+    """500 of iter_0000500, also where it makes way (.old); -1 of any other name."""
+    found = ITERATION.fullmatch(path.name)
+    return int(found[1]) if found else -1
 
 
 def require_checkpoint(directory: str | Path, iteration: int | None = None) -> Path:
@@ -181,7 +189,7 @@ def save_checkpoint(
     writer = DigestingWriter(partial)
     try:
         ranks.on_first(lambda: _begin(partial, needed))
-        with _quiet():
+        with quiet():
             dcp.save(
                 tensors,
                 storage_writer=writer,
@@ -251,7 +259,7 @@ def load_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     with reading(path / ".metadata", *DAMAGED_PICKLE):
         reader = SafeReader(path)
     try:
-        with _quiet():
+        with quiet():
             dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     except CheckpointException as error:
         causes = {
@@ -296,11 +304,3 @@ def to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
-
-
-@contextmanager
-def _quiet():
-    """Without DCP's remarks about running in one process, or about gloo, which are as intended."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

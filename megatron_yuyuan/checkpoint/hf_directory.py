@@ -63,6 +63,12 @@ class SafetensorsFiles(Mapping[str, Tensor]):
         with reading(path), safe_open(path, framework="pt") as file:
             return file.get_tensor(name)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, which is not read."""
+        path = self._paths[name]
+        with reading(path), safe_open(path, framework="pt") as file:
+            return tuple(file.get_slice(name).get_shape())
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)
 

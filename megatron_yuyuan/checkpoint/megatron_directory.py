@@ -12,7 +12,6 @@ is what GPTModel.sharded_state_dict() asks for. Source: Megatron-LM, megatron/co
 import argparse
 import json
 import pickle
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 
 from megatron_yuyuan.checkpoint.dcp import TRACKER
 from megatron_yuyuan.checkpoint.megatron import EXTRA, LAYERS, fused_name, megatron_name
-from megatron_yuyuan.checkpoint.reading import unwrapped
+from megatron_yuyuan.checkpoint.reading import quiet, unwrapped
 from megatron_yuyuan.checkpoint.stored import StoredTensors
 from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.errors import DataError
@@ -79,15 +78,22 @@ class TorchDist(Mapping[str, Tensor]):
         return len(self._place)
 
 
+def chosen(directory: Path, iteration: int | None) -> Path:
+    """Where the checkpoint of an iteration lies in a directory of Megatron's, without one that which the
+    tracker names; the directory itself where there is no tracker."""
+    if iteration is not None:
+        return directory / f"iter_{iteration:07d}"
+    try:
+        said = (directory / TRACKER).read_bytes().strip()[:18]
+    except OSError:
+        return directory
+    return directory / (f"iter_{int(said):07d}" if said.isdigit() else RELEASE)
+
+
 def find_torch_dist(directory: Path, iteration: int | None = None) -> Path:
     """The checkpoint in a directory of Megatron's, the tracker's without an iteration, or the directory
     itself. Raises DataError."""
-    path = directory
-    if iteration is not None:
-        path = directory / f"iter_{iteration:07d}"
-    elif (directory / TRACKER).exists():
-        named = (directory / TRACKER).read_text(encoding="utf-8").strip()
-        path = directory / (f"iter_{int(named):07d}" if named.isdecimal() else RELEASE)
+    path = chosen(directory, iteration)
     try:
         backend = json.loads((path / "metadata.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -117,8 +123,7 @@ def write_torch_dist(directory: Path, weights: Mapping[str, Tensor], config: Mod
     memory at a time."""
     path = directory / RELEASE
     path.mkdir()
-    with unwrapped(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # DCP remarks that one process does it
+    with unwrapped(), quiet():
         dcp.save(
             {},
             storage_writer=dcp.FileSystemWriter(path),

@@ -24,9 +24,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_yuyuan.checkpoint.dcp import TRACKER
 from megatron_yuyuan.checkpoint.hf_directory import SafetensorsFiles
 from megatron_yuyuan.checkpoint.megatron import LAYERS
+from megatron_yuyuan.checkpoint.megatron_directory import chosen
 from megatron_yuyuan.errors import DataError
 
 FILE, ARGUMENTS = "model_optim_rng.pt", "arguments.json"
@@ -72,14 +72,8 @@ process of one thread can, so before torch is imported."""
 
 def find_legacy(directory: Path, iteration: int | None = None) -> Path | None:
     """The directory with mp_rank_* in it, or None."""
-    names = [f"iter_{iteration:07d}"] if iteration is not None else []
-    if not names and (directory / TRACKER).exists():
-        named = (directory / TRACKER).read_text(encoding="utf-8").strip()
-        names = [f"iter_{int(named):07d}" if named.isdigit() else named]
-    for path in [directory / name for name in names] or [directory]:
-        if any(path.glob(f"mp_rank_*/{FILE}")):
-            return path
-    return None
+    path = chosen(directory, iteration)
+    return path if any(path.glob(f"mp_rank_*/{FILE}")) else None
 
 
 class LegacyTensors(Mapping[str, Tensor]):
@@ -87,18 +81,30 @@ class LegacyTensors(Mapping[str, Tensor]):
 
     def __init__(self, parts: dict[str, list[tuple[SafetensorsFiles, str]]]):
         self._parts = parts
-        self.shapes = {name: tuple(self[name].shape) for name in parts}
+        self.shapes = {name: self._shape(name) for name in parts}
 
     def __getitem__(self, name: str) -> Tensor:
         parts = [files[theirs] for files, theirs in self._parts[name]]
-        dim = next((dim for end, dim in DIVIDED.items() if name.endswith(end)), None)
+        dim = _divided_dim(name)
         return parts[0] if dim is None else torch.cat(parts, dim)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        shapes = [files.shape(theirs) for files, theirs in self._parts[name]]
+        dim, whole = _divided_dim(name), list(shapes[0])
+        if dim is not None:
+            whole[dim] = sum(shape[dim] for shape in shapes)
+        return tuple(whole)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
 
     def __len__(self) -> int:
         return len(self._parts)
+
+
+def _divided_dim(name: str) -> int | None:
+    """The dim of a tensor that tensor ranks share; None where each has it whole."""
+    return next((dim for end, dim in DIVIDED.items() if name.endswith(end)), None)
 
 
 def open_legacy(

@@ -35,6 +35,9 @@ def main(path: Path, shape: Path, output: Path) -> None:
     """Write {"logits": (B, T, vocab_size)} of the probe's tokens."""
     # Megatron-core makes its tensors there
     torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
+    # it also imports these, seconds each, of which one forward needs none
+    sys.modules.update(dict.fromkeys(("wandb", "torch.utils.tensorboard")))  # type: ignore[arg-type]
+    torch.compile = lambda function=None, **_: function or (lambda f: f)  # type: ignore[assignment]
     from megatron.core import parallel_state, tensor_parallel
 
     tensor_parallel.get_cuda_rng_tracker = lambda *_, **__: NoGenerator()

@@ -50,7 +50,8 @@ class MegatronSource:
         ConfigError and DataError."""
         _require_this_gpt2(self.arguments)
         heads = self._heads(num_attention_heads)
-        epsilon = getattr(self.arguments, "norm_epsilon", None) or 1e-5
+        said = [getattr(self.arguments, n, None) for n in ("norm_epsilon", "layernorm_epsilon")]
+        epsilon = next(filter(None, said), 1e-5)  # the second name is of 2022 and before
         config = model_shape(self.shapes, heads, vocab_size, epsilon)
         return config, MegatronWeights(self.tensors, self.shapes, config)
 

@@ -86,7 +86,7 @@ class LoadedModel:
 def open_model(directory: str | Path, iteration: int | None = None) -> StoredModel:
     """What `load_model` opens, with its weights left on the disk. Raises as `load_model`."""
     directory = Path(directory)
-    if find_checkpoint(directory, iteration) is None and (directory / "config.json").exists():
+    if _is_huggingface(directory, iteration):
         verify_export(directory)
         config = read_config(directory)
         tokenizer = read_fitting_tokenizer(directory, config)
@@ -118,7 +118,7 @@ def load_model(
             "device=cuda, but torch finds no CUDA", "the model would have nowhere to live", "cpu"
         )
     directory = Path(directory)
-    if find_checkpoint(directory, iteration) is None and (directory / "config.json").exists():
+    if _is_huggingface(directory, iteration):
         return _open_huggingface(directory, device)
     path, state, tokenizer = _open_run(directory, iteration)
     config = from_dict({"model": state["config"]["model"]}).model
@@ -130,6 +130,19 @@ def load_model(
     if model.device.type == "cpu":
         store_by_columns(model)
     return LoadedModel(model, tokenizer, QuestionTemplate.from_dict(state["template"]), state, path)
+
+
+def _is_huggingface(directory: Path, iteration: int | None) -> bool:
+    """Whether a directory is one of Hugging Face's, and no run. Raises ConfigError for an iteration of one."""
+    if find_checkpoint(directory) is not None or not (directory / "config.json").exists():
+        return False
+    if iteration is not None:
+        raise ConfigError(
+            f"ckpt_step={iteration} and {directory}",
+            "a Hugging Face directory holds one model",
+            "leave --ckpt-step out",
+        )
+    return True
 
 
 def load_divided_model(

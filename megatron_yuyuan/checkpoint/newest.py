@@ -7,6 +7,7 @@ from typing import NoReturn
 from megatron_yuyuan.checkpoint.dcp import (
     TRACKER,
     checkpoint_path,
+    iteration_of,
     require_checkpoint,
     whole_checkpoints,
 )
@@ -56,7 +57,7 @@ def named_checkpoint(directory: str | Path, iteration: int | None = None) -> Pat
 
 def newest_before(damaged: Path) -> Newest:
     """The same of those before a checkpoint whose tensors were found to be damaged."""
-    older = [path for path in _whole(damaged.parent) if path.name < damaged.name]
+    older = [path for path in _whole(damaged.parent) if iteration_of(path) < iteration_of(damaged)]
     return _first_sound(damaged.parent, older, False, [])
 
 
@@ -82,8 +83,8 @@ def _whole(directory: Path) -> list[Path]:
     """Whole checkpoints, the newest first; also one that a killed save had moved aside for another that
     never came."""
     old = (manifest.parent for manifest in directory.glob(f"iter_*.old/{MANIFEST}"))
-    made_way = [path for path in old if not path.with_suffix("").exists()]
-    return sorted([*whole_checkpoints(directory), *made_way], reverse=True)
+    made_way = [p for p in old if iteration_of(p) >= 0 and not p.with_suffix("").exists()]
+    return sorted([*whole_checkpoints(directory), *made_way], key=iteration_of, reverse=True)
 
 
 def _first_choice(directory: Path, whole: list[Path]) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """What cannot be read is named, also where it is read in the middle of writing something else."""
 
 import pickle
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,14 @@ def reading(path: Path, *also: type[Exception]) -> Iterator[None]:
             "it is missing, damaged or incomplete",
             "a copy as it was written or published, its checksum compared",
         ) from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without DCP's remarks about running in one process, or about gloo, which are as intended."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

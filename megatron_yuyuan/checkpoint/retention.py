@@ -13,18 +13,15 @@ state.json: where there was none, it is never among the best.
 """
 
 import os
-import re
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from megatron_yuyuan.checkpoint.dcp import read_state, whole_checkpoints
+from megatron_yuyuan.checkpoint.dcp import iteration_of, read_state, whole_checkpoints
 from megatron_yuyuan.config import CheckpointConfig
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.faults import fault_point
-
-ITERATION = re.compile(r"iter_(\d{7,})")
 
 
 def remove_superseded(
@@ -36,12 +33,11 @@ def remove_superseded(
     Later iterations are left alone: they are of a run that was taken back. So is what is only a
     link, and what cannot be read.
     """
-    last = _iteration(newest)
+    last = iteration_of(newest)
     rules = checkpoint.save_retain_interval or checkpoint.keep_last or checkpoint.keep_best
-    if last is None or not rules:
+    if not rules:
         return []
-    found = {_iteration(path): path for path in whole_checkpoints(newest.parent)}
-    past = {i: path for i, path in found.items() if i is not None and i <= last}
+    past = _until(last, newest.parent)
     kept = _kept(past, checkpoint) | {last}
     superseded = [path for i, path in past.items() if i not in kept and not path.is_symlink()]
     if started_from:
@@ -54,8 +50,7 @@ def remove_superseded(
 def best_checkpoint(directory: str | Path, last: int) -> tuple[Path, float] | None:
     """The checkpoint of lowest validation loss, of equal ones the latest, with that loss; None where none
     has one. Those after iteration `last` are of a run that was taken back."""
-    numbered = {_iteration(path): path for path in whole_checkpoints(directory)}
-    found = {i: path for i, path in numbered.items() if i is not None and i <= last}
+    found = _until(last, directory)
     losses = dict(_validation_losses(found))
     if not losses:
         return None
@@ -74,9 +69,10 @@ def remove_checkpoint(path: Path) -> None:
     fault_point("retention.removed")
 
 
-def _iteration(path: Path) -> int | None:
-    found = ITERATION.fullmatch(path.name)
-    return int(found[1]) if found else None
+def _until(last: int, directory: str | Path) -> dict[int, Path]:
+    """The whole checkpoints of a directory by iteration, as far as that."""
+    found = {iteration_of(path): path for path in whole_checkpoints(directory)}
+    return {iteration: path for iteration, path in found.items() if iteration <= last}
 
 
 def _kept(checkpoints: dict[int, Path], checkpoint: CheckpointConfig) -> set[int]:

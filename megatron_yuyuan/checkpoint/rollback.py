@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from megatron_yuyuan.checkpoint.dcp import load_tensors, read_run, whole_checkpoints
+from megatron_yuyuan.checkpoint.dcp import iteration_of, load_tensors, read_run, whole_checkpoints
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.errors import DamagedError, DataError
@@ -71,7 +71,7 @@ class Rollback:
             left_out=[first, last],
             rollbacks=state.rollbacks,
         )
-        self._saver.save(saved["validation_loss"])
+        self._saver.save(saved.get("validation_loss"))
         return True
 
     def _load(self, latest: int) -> dict | None:
@@ -96,9 +96,13 @@ class Rollback:
         left_out = self._state.left_out
         found = Ranks().on_first(lambda: whole_checkpoints(self._config.checkpoint.save))
         for path in reversed(found):
-            if int(path.name.removeprefix("iter_")) > latest:
+            if iteration_of(path) > latest:
                 continue
-            saved = Ranks().on_first(partial(read_run, path))
+            try:
+                saved = Ranks().on_first(partial(read_run, path))
+            except DataError as error:  # on every rank
+                self._log.line(f"warning: {error.what}")
+                continue
             theirs = saved.get("left_out", [])
             reached = number_of(saved["consumed_samples"], theirs)
             if saved["optimizer"] and same_until(reached, left_out, theirs):

@@ -63,6 +63,8 @@ class Saver:
         log: Log,
     ):
         self._config, self._state, self._tokenizer = config, state, tokenizer
+        if started_from is not None and started_from.suffix == ".old":  # it gets its name back
+            started_from = started_from.with_suffix("")
         self._started_from, self._log = started_from, log
         self._group: dist.ProcessGroup | None = None
         self._no_room: SpaceError | None = None

@@ -4,7 +4,6 @@ What is asked for may be one row of a tensor: Megatron-core stacks its layers, (
 and a layer at a time is all that a conversion should hold.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from megatron_yuyuan.checkpoint.dcp import load_tensors
 from megatron_yuyuan.checkpoint.metadata import SafeReader
-from megatron_yuyuan.checkpoint.reading import DAMAGED_PICKLE, reading, unwrapped
+from megatron_yuyuan.checkpoint.reading import DAMAGED_PICKLE, quiet, reading, unwrapped
 from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.model.lora import factor_shapes, merge_factors
 
@@ -42,8 +41,7 @@ class StoredTensors:
         part = shape if row is None else (1, *shape[1:])
         tensor = torch.empty(part, dtype=self._dtypes[name])
         chunk = ChunkStorageMetadata(torch.Size((first, *[0] * (len(shape) - 1))), torch.Size(part))
-        with reading(self._path, *DAMAGED_PICKLE), unwrapped(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # DCP remarks that one process does it
+        with reading(self._path, *DAMAGED_PICKLE), unwrapped(), quiet():
             dcp.load(
                 {name: tensor},
                 storage_reader=self._reader,

@@ -9,12 +9,30 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 class AdamW(torch.optim.AdamW):
     """torch's fused AdamW; its state is `step`, `exp_avg` and `exp_avg_sq`, as ever."""
 
     def __init__(self, groups, fused: bool = True, **settings):
         super().__init__(groups, fused=fused, **settings)
+
+    def moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The state of one parameter, made as torch makes it if no step has been taken.
+
+        A fresh optimizer has no state at all, and a checkpoint loaded into nothing restores nothing,
+        silently.
+        """
+        state = self.state[parameter]
+        if not state:
+            beside = self.defaults[
+                "fused"
+            ]  # torch's fused AdamW reads it on the device, others on the host
+            state["step"] = torch.zeros((), device=parameter.device if beside else "cpu")
+            for moment in MOMENTS:
+                state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state
 
     def squared_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """Sum of the squares of these parameters' local gradients, () float64.

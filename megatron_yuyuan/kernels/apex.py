@@ -91,12 +91,12 @@ class ApexAdamW(FusedAdamW):
         """Take a step with every gradient multiplied by `coefficient`."""
         for group in self.param_groups:
             held = [p for p in group["params"] if local(p).numel()]  # apex takes no empty shard
-            states = [self._moments(parameter) for parameter in group["params"]]
+            states = [self.moments(parameter) for parameter in group["params"]]
             tensors = {
                 "gradients": [local_gradient(parameter) for parameter in held],
                 "parameters": [local(parameter) for parameter in held],
                 **{
-                    name: [local(self._moments(p)[name]) for p in held]
+                    name: [local(self.moments(p)[name]) for p in held]
                     for name in ("exp_avg", "exp_avg_sq")
                 },
             }

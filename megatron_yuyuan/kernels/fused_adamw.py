@@ -46,7 +46,7 @@ class FusedAdamW(AdamW):
         first, *others = self.param_groups
         if any(group[name] != first[name] for group in others for name in ("lr", "betas", "eps")):
             raise ValueError("groups may differ in weight_decay alone: one launch takes them all")
-        steps = [self._moments(p)["step"] for group in self.param_groups for p in group["params"]]
+        steps = [self.moments(p)["step"] for group in self.param_groups for p in group["params"]]
         torch._foreach_add_(steps, 1)
         taken, (beta_1, beta_2) = int(steps[0]), first["betas"]
         ops.adamw(
@@ -60,20 +60,11 @@ class FusedAdamW(AdamW):
             1.0 - beta_2**taken,
         )
 
-    def _moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """The state of a parameter, made as torch makes it; `step` lies on the host, which reads it."""
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros(())
-            for moment in ("exp_avg", "exp_avg_sq"):
-                state[moment] = torch.zeros_like(parameter)
-        return state
-
     def _pieces(self, counted: set[int]) -> Tensor:
         """(pieces, 6) int64 on the parameters' device. Made anew for each step: gradients move."""
         rows = [
             pieces(
-                parameter, self._moments(parameter), group["weight_decay"], id(parameter) in counted
+                parameter, self.moments(parameter), group["weight_decay"], id(parameter) in counted
             )
             for group in self.param_groups
             for parameter in group["params"]

@@ -113,6 +113,10 @@ class Trainer:
         if not reason:
             self._update(norm, rate, scale)
         fault_point("step.after_update")
+        if (
+            self.mesh.device.type == "cuda"
+        ):  # the update is of this step; `Stopping` would wait for it next
+            torch.cuda.synchronize(self.mesh.device)
         self.state.iteration += 1
         self.state.consumed_samples += self.batch_size
         seconds = time.perf_counter() - begun

@@ -28,6 +28,7 @@ class ProfiledTrainer(Trainer):
 
     def step(self, dataset: Dataset) -> dict:
         if self.state.iteration + 1 not in self.iterations:
+            self.close()  # if a rollback has left them
             return super().step(dataset)
         if self._recorder is None:
             self._recorder = profile()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.kernels import Kernels
-from megatron_yuyuan.kernels.adamw import AdamW
+from megatron_yuyuan.kernels.adamw import MOMENTS, AdamW
 from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.model.lora import is_factor
 from megatron_yuyuan.parallel.mesh import Mesh
@@ -16,8 +16,6 @@ from megatron_yuyuan.parallel.plan import build_stages
 from megatron_yuyuan.train.loss_scale import LossScale
 from megatron_yuyuan.train.optimizer import build_optimizer
 from megatron_yuyuan.train.spikes import Ranges
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -82,18 +80,8 @@ class TrainState:
                 self.moments(copy)[moment].copy_(self.moments(copies[-1])[moment])
 
     def moments(self, parameter: Tensor) -> dict[str, Tensor]:
-        """AdamW's state of one parameter, made as AdamW makes it if no step has been taken.
-
-        A fresh optimizer has no state at all, and a checkpoint loaded into nothing restores
-        nothing, silently.
-        """
-        state = self.optimizer.state[parameter]
-        if not state:
-            beside = self.optimizer.defaults["fused"]  # torch's fused AdamW reads it on the device
-            state["step"] = torch.zeros((), device=parameter.device if beside else "cpu")
-            for moment in MOMENTS:
-                state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return state
+        """AdamW's state of one parameter."""
+        return self.optimizer.moments(parameter)
 
     def continue_after(self, iteration: int, consumed_samples: int, optimizer_steps: int) -> None:
         """Stand where `iteration` steps have been taken. AdamW corrects its moments for the bias

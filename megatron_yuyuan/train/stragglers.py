@@ -25,6 +25,8 @@ ROUNDS = 5
 """The best of them counts: what passes by is no straggler."""
 FLOPS = {"cpu": 2e9, "cuda": 5e12}
 """Of a round, by kind of device: about 10 to 100 ms."""
+MOST = 2000
+"""Products of a round: small ones take less time than their launch."""
 
 
 class Stragglers:
@@ -56,7 +58,8 @@ class Stragglers:
         weight = torch.full(
             (self._width, self._width), 1 / self._width, dtype=x.dtype, device=device
         )
-        products = max(1, round(FLOPS[device.type] / (2 * self._tokens * self._width**2)))
+        wanted = round(FLOPS[device.type] / (2 * self._tokens * self._width**2))
+        products = min(MOST, max(1, wanted))
         return min(self._round(x, weight, products) for _ in range(ROUNDS))
 
     def _round(self, x: torch.Tensor, weight: torch.Tensor, products: int) -> float:

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.errors import MachineError
 from megatron_yuyuan.kernels.adamw import local
+from megatron_yuyuan.launcher import order_sums_of_cublas
 from megatron_yuyuan.train.state import TrainState, named_parameters
 
 
@@ -41,6 +42,15 @@ class Computed(NamedTuple):
 
     loss: str
     gradients: str
+
+
+def repeat_exactly(device: torch.device) -> None:
+    """Have CUDA compute a step in one order, so that computed again it gives the same bits. Before the first
+    product. What torch has in no fixed order it warns of."""
+    if device.type == "cuda":
+        order_sums_of_cublas()
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def verify_step(trainer: Computes, dataset: Dataset) -> None:

@@ -68,10 +68,9 @@ def _written_beside(target: Path, document: dict) -> Iterator[Path]:
 def resume_from(save: str | Path) -> str | None:
     """The checkpoint that the next start goes on from, as checkpoint/dcp.py finds it: what the tracker
     names, or else the newest whole one; a manifest is written last."""
-    manifests = sorted(Path(save).glob(f"iter_{'[0-9]' * 7}/manifest.json"))
-    whole = {manifest.parent.name: str(manifest.parent) for manifest in manifests}
-    with suppress(OSError, ValueError):
-        named = f"iter_{int((Path(save) / TRACKER).read_text(encoding='utf-8')):07d}"
-        if named in whole:
-            return whole[named]
-    return next(reversed(whole.values()), None)
+    folders = [manifest.parent for manifest in Path(save).glob("iter_*/manifest.json")]
+    numbered = {folder.name.removeprefix("iter_"): str(folder) for folder in folders}
+    whole = {int(number): path for number, path in numbered.items() if number.isdecimal()}
+    with suppress(OSError, ValueError, KeyError):
+        return whole[int((Path(save) / TRACKER).read_text(encoding="utf-8"))]
+    return whole[max(whole)] if whole else None

@@ -27,7 +27,7 @@ from megatron_yuyuan.checkpoint.megatron import (
 )
 from megatron_yuyuan.checkpoint.megatron_convert import export_megatron, import_megatron
 from megatron_yuyuan.checkpoint.megatron_directory import TorchDist, find_torch_dist, read_arguments
-from megatron_yuyuan.checkpoint.megatron_legacy import modern_name
+from megatron_yuyuan.checkpoint.megatron_legacy import find_legacy, modern_name
 from megatron_yuyuan.checkpoint.megatron_source import MegatronSource
 from megatron_yuyuan.checkpoint.model import LoadedModel, load_model
 from megatron_yuyuan.config import Config, ModelConfig
@@ -204,6 +204,14 @@ def test_what_is_missing_or_other_is_said(loaded, tmp_path, without_megatron, to
         export, tmp_path / "run", tokenizer, num_attention_heads=4
     )  # norm_epsilon cannot be seen: 1e-5
     assert load_model(run).config.layernorm_epsilon == 1e-5
+    old = argparse.Namespace(num_attention_heads=4, layernorm_epsilon=1e-6)  # its name before 2023
+    torch.save({"args": old}, common)
+    run = import_megatron(export, tmp_path / "old", tokenizer)
+    assert load_model(run).config.layernorm_epsilon == 1e-6
+    for tracker in (b"\xff\xfe", "\N{SUPERSCRIPT TWO}".encode()):
+        (export / "latest_checkpointed_iteration.txt").write_bytes(tracker)
+        assert find_torch_dist(export) == export / "release"
+        assert find_legacy(export) is None
     with pytest.raises(DataError, match="no torch_dist checkpoint"):
         import_megatron(tmp_path / "nothing", tmp_path / "other", tokenizer)
 

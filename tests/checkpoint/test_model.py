@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from tiny_run import save_run
 
-from megatron_yuyuan.checkpoint.model import load_divided_model, load_model
+from megatron_yuyuan.checkpoint.model import load_divided_model, load_model, open_model
 from megatron_yuyuan.config import ParallelConfig
-from megatron_yuyuan.errors import ConfigErrors
+from megatron_yuyuan.errors import ConfigError, ConfigErrors
 from megatron_yuyuan.evaluate.generate import answer
 
 QUESTION = "What is gout?"
@@ -32,6 +32,12 @@ def test_a_divided_run_answers_as_the_whole_one(ranks, run, tensor, pipeline):
     expected = answer(load_model(run), QUESTION, max_new_tokens=12)
     assert ranks.run(4, divided_answer, run, layout) == expected
     assert len(expected) > 5
+
+
+@pytest.mark.parametrize("opens", [load_model, open_model])
+def test_a_hugging_face_directory_has_no_iterations(repository, opens):
+    with pytest.raises(ConfigError, match=r"ckpt_step=500 and .*export"):
+        opens(repository / "tests" / "golden" / "export", 500)
 
 
 def test_a_layout_that_does_not_fit_is_refused(run):

@@ -10,6 +10,7 @@ from tiny import TINY
 
 from megatron_yuyuan.checkpoint import retention
 from megatron_yuyuan.checkpoint.dcp import TRACKER, find_checkpoint, load_tensors, save_checkpoint
+from megatron_yuyuan.checkpoint.newest import newest_before, newest_whole
 from megatron_yuyuan.checkpoint.retention import best_checkpoint, remove_superseded
 from megatron_yuyuan.config import CheckpointConfig
 from megatron_yuyuan.errors import ConfigError
@@ -92,12 +93,22 @@ def test_a_state_that_cannot_be_read_is_not_among_the_best(saved):
     assert left(saved) == [200, 600]
 
 
-def test_beside_another_name_nothing_is_superseded(saved):
-    """Without a tracker, such a one can be the newest that is found."""
+def test_a_checkpoint_that_a_person_has_named_is_none_of_the_runs(saved):
+    """With a tracker and without, at a restart and a rollback."""
     shutil.copytree(saved / "iter_0000100", saved / "iter_best")
+    shutil.copytree(saved / "iter_0000100", saved / "iter_best.old")
+    assert newest_whole(saved, strict=False).faults == ()
     (saved / TRACKER).unlink()
-    assert find_checkpoint(saved).name == "iter_best"
-    assert remove_superseded(saved / "iter_best", CheckpointConfig(keep_last=1), None) == []
+    assert newest_whole(saved, strict=True).path == find_checkpoint(saved) == saved / "iter_0000600"
+    assert newest_before(saved / "iter_0000600").path == saved / "iter_0000500"
+
+
+def test_iterations_are_counted_and_not_spelt(saved):
+    for number in (9_999_999, 10_000_000):
+        shutil.copytree(saved / "iter_0000100", saved / f"iter_{number}")
+    (saved / TRACKER).unlink()
+    assert find_checkpoint(saved).name == "iter_10000000"
+    assert newest_before(saved / "iter_10000000").path == saved / "iter_9999999"
 
 
 def die_in(place, name: str, directory: Path, monkeypatch) -> None:

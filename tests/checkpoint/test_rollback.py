@@ -1,5 +1,6 @@
 """A loss spike takes the run back, the samples that led to it are left out, and a restart keeps to that."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -201,6 +202,24 @@ def test_a_damaged_checkpoint_is_not_gone_back_to(ranks, tmp_path):
     [event] = ranks.run(1, damaged, CONFIG.replace(save_interval=3), tmp_path)
     assert (event["spike"]["iteration"], event["iteration"]) == (10, 3)
     assert event["left_out"] == [24, 71]
+
+
+def with_strangers(config: Config, directory) -> list[str]:
+    """What a run may go back to whose folder has a checkpoint of a person's, one without its state.json, and
+    one of an older version."""
+    trained(config, directory, poison=())
+    shutil.copytree(directory / "iter_0000004", directory / "iter_best")
+    (directory / "iter_0000008" / "state.json").write_text("{")
+    state, lines = SimpleNamespace(left_out=[]), list[str]()
+    log = SimpleNamespace(line=lines.append)
+    rollback = Rollback(config.replace(save=str(directory)), state, None, log)
+    return [*(path.name for path, _ in rollback._candidates(8)), *lines]
+
+
+def test_what_is_no_checkpoint_of_the_run_or_damaged_is_passed_over(ranks, tmp_path):
+    first, said = ranks.run(1, with_strangers, CONFIG, tmp_path)
+    assert first == "iter_0000004"
+    assert said.startswith("warning: ") and "iter_0000008/state.json cannot be read" in said
 
 
 def other_branch(config: Config, directory) -> list[str]:

@@ -65,8 +65,7 @@ def test_out_to_hugging_face_and_in_again(command, run, tmp_path, capsys):
     assert "iter_0000000" in capsys.readouterr().out
     path = find_checkpoint(tmp_path / "again")
     assert path and path.name == "iter_0000000"
-    expected, found = load_model(run, 3).model, load_model(tmp_path / "again").model
-    assert (found.wpe.weight == expected.wpe.weight).all() and expected.wpe.weight.any()
+    require_same_weights(load_model(run, 3), load_model(tmp_path / "again"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "hf"]
 
 
@@ -84,6 +83,16 @@ def test_a_run_and_its_export_answer_alike(command, run, tmp_path, capsys):
     assert said[:2] == said[2:] and said[0] != said[1]
 
 
+def require_same_weights(expected, found) -> None:
+    """To the bit, but for the rows of the embedding that no token has."""
+    mine, theirs = expected.model.state_dict(), found.model.state_dict()
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        rows = expected.config.vocab_size if name == "wte.weight" else None
+        assert tensor.any() or name.endswith("bias"), name
+        assert (tensor[:rows] == theirs[name][:rows]).all(), name
+
+
 def test_out_to_megatron_and_in_again(command, run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(megatron_convert, "has_megatron", lambda: False)  # tests/checkpoint asks it
     there, again = tmp_path / "megatron", tmp_path / "again"
@@ -92,8 +101,7 @@ def test_out_to_megatron_and_in_again(command, run, tmp_path, capsys, monkeypatc
     tokenizer = ("--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", run / "tokenizer")
     flags = ("--from", "megatron", "--load", there, "--save", again, *tokenizer)
     command("convert_checkpoint", *flags)
-    expected, found = load_model(run).model, load_model(again).model
-    assert (found.wpe.weight == expected.wpe.weight).all() and expected.wpe.weight.any()
+    require_same_weights(load_model(run), load_model(again))
 
 
 def test_several_prompts_are_answered_as_each_alone(command, run, capsys):
