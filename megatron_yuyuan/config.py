@@ -347,11 +347,19 @@ class TrainingConfig:
     verify_every: int = 0
     """Compute the gradients of each iteration that is a multiple of this twice, and end the run, naming the rank,
     where a bit differs: machines that compute wrongly say nothing themselves. 0: never."""
+    deterministic_mode: bool = False
+    """Take every sum in one order on CUDA too, so that the same run on the same layout gives the same bits: torch
+    and cuBLAS are slower so. On the CPU it is always so."""
     exit_interval: int = 0
     """Save and stop with status 75 after an iteration that is a multiple of this. 0: never."""
     exit_duration_in_mins: int = 0
     """Save and stop with status 75 after the first iteration that ends so many minutes after the start.
     0: never."""
+
+    @property
+    def computes_alike(self) -> bool:
+        """Whether a step that is computed again must give the same bits, on CUDA too."""
+        return self.deterministic_mode or self.verify_every > 0
 
 
 @dataclass(frozen=True)

@@ -98,14 +98,15 @@ class TimeSplit:
         }
 
     def describe(self) -> str:
-        """`goodput: 81.2% of 0:12:34; evaluation 9.1%, starting up 6.4%, ...`."""
+        """`goodput: 81.2% of 0:12:34; evaluation 9.1%, starting up 6.4%, ...`; no more where nothing was lost."""
         lost = sorted(
             (seconds / self.total, name)
             for name, seconds in self.seconds.items()
             if name != "steps" and self.total
         )
         parts = [f"{CAUSES[name]} {share:.1%}" for share, name in reversed(lost) if share >= 5e-4]
-        return f"goodput: {self.goodput:.1%} of {duration(self.total)}; {', '.join(parts)}"
+        used = f"goodput: {self.goodput:.1%} of {duration(self.total)}"
+        return f"{used}; {', '.join(parts)}" if parts else used
 
 
 class Goodput(Sink):

@@ -6,7 +6,7 @@ NOT_YET = frozenset(
     --decoder-first-pipeline-num-layers --decoder-last-pipeline-num-layers
     --untie-embeddings-and-output-weights --no-load-rng
     --exit-signal --log-progress
-    --iterations-to-skip --deterministic-mode --partitions --keep-sequential-samples
+    --iterations-to-skip --partitions --keep-sequential-samples
     --no-bias-gelu-fusion --no-bias-dropout-fusion --no-persist-layer-norm
     --fp8-recipe --fp8-margin --fp8-amax-history-len --fp8-amax-compute-algo --fp8-param-gather
     --first-last-layers-bf16

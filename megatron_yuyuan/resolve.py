@@ -273,7 +273,8 @@ CHANGE_NOTHING = frozenset(
     init_method_std attention_impl attention_backend
     valid_data_path tokenizer_type vocab_file merge_file tokenizer_model
     micro_batch_size train_iters train_samples epochs eval_interval eval_iters log_interval
-    initial_loss_scale max_skipped_iterations max_rollbacks verify_every exit_interval exit_duration_in_mins
+    initial_loss_scale max_skipped_iterations max_rollbacks verify_every deterministic_mode
+    exit_interval exit_duration_in_mins
     """.split()
 )
 """Settings that may differ when a run is continued. Any other of [data], [model], [optimizer] and

@@ -99,7 +99,7 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
     alike = of_every_rank(config, origin, tokenizer, len(training_set))
     start = joined(config, stopping, watched, reached, alike)
     with start as mesh, memory_explained(config, mesh):
-        if config.training.verify_every:
+        if config.training.computes_alike:
             repeat_exactly(mesh.device)
         log = open_log(config, mesh)
         introduce_plan(config, mesh, training_set, validation_set, log)

@@ -125,6 +125,11 @@ def test_a_run_says_it_live_and_at_its_end_over_all_its_starts(tmp_path, clock):
     assert TimeSplit(read_events(tmp_path / "metrics.jsonl")).goodput == 0.4
 
 
+def test_a_run_that_lost_nothing_says_no_more():
+    whole = TimeSplit([event("start", 1000.0, begun=1000.0), step(1, 1010.0, 10.0)])
+    assert whole.describe() == "goodput: 100.0% of 0:00:10"
+
+
 def test_a_process_knows_when_it_began():
     assert 0 < time.time() - process_begun() < 86400
     assert abs(process_begun() - process_begun()) < 1.0

@@ -41,7 +41,8 @@ GPT2_VOCABULARY = 50257
 def main(args: Sequence[str] | None = None) -> None:
     """Read the command line, search, print, write. Raises YuyuanError."""
     options = _parse(args)
-    config, cluster = _config(options), _cluster(options)
+    given, cluster = _given(options), _cluster(options)
+    config = _completed(given)
     from megatron_yuyuan.planner.search import search
 
     found = search(config, cluster, options.reserve_gib, options.top)
@@ -53,13 +54,13 @@ def main(args: Sequence[str] | None = None) -> None:
             "more GPUs, GPUs with more memory, a shorter --seq-length",
         )
     print(f"{found.tried:,} layouts work; shown are the fastest that fit in {room}")
-    _print(found, config, options)
+    _print(found, given, options)
     with AtomicFiles() as files:
         if options.json:
             report = _report(found.fastest, options)
             files.open(options.json).write(json.dumps(report, indent=2).encode() + b"\n")
         if options.chart:
-            _draw(found.divisions, config, options, files)
+            _draw(found.divisions, given, options, files)
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
@@ -123,18 +124,22 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-def _config(options: argparse.Namespace) -> Config:
-    """Files, then flags; in half precision, and as long as any run."""
+def _given(options: argparse.Namespace) -> Config:
+    """Files, then flags."""
     values: dict = {}
     for path in options.config:
         values |= load_toml(path)
     values |= {n: getattr(options, n) for n in MODEL if getattr(options, n) is not None}
-    config = Config().replace(**values)
-    training, model = config.training, config.model
+    return Config().replace(**values)
+
+
+def _completed(given: Config) -> Config:
+    """With a vocabulary and positions, in half precision, and as long as any run."""
+    training, model = given.training, given.model
     endless = not (training.train_iters or training.train_samples or training.epochs)
-    return config.replace(
+    return given.replace(
         vocab_size=model.vocab_size or GPT2_VOCABULARY,
-        max_position_embeddings=model.max_position_embeddings or config.data.seq_length,
+        max_position_embeddings=model.max_position_embeddings or given.data.seq_length,
         bf16=not training.fp16,
         train_iters=1 if endless else training.train_iters,
     )
@@ -145,17 +150,19 @@ def _cluster(options: argparse.Namespace) -> Cluster:
     return Cluster(gpu, options.gpus, min(options.gpus_per_node, options.gpus), bandwidth)
 
 
-def _print(found: "Search", config: Config, options: argparse.Namespace) -> None:
+def _print(found: "Search", given: Config, options: argparse.Namespace) -> None:
     """The fastest plans, the best of each division of the GPUs, the configuration's own; flags of the first."""
     from megatron_yuyuan.introduction import table
     from megatron_yuyuan.planner import page
 
-    top = found.fastest
+    top, own = found.fastest, _own(_completed(given), found.fastest[0].cluster)
+    room = (top[0].cluster.gpu.memory_gib - options.reserve_gib) * 2**30
+    missed = ", which does not fit" if any(plan.memory.total > room for plan in own) else ""
     print(page.heading(top[0]))
     for title, shown in (
         ("the fastest", top),
         ("the fastest of each division of the GPUs", found.divisions[: options.top]),
-        ("as configured", _own(config, top[0].cluster)),
+        (f"as configured{missed}", own),
     ):
         if shown:
             rows = page.ranking(shown, options.tokens)
@@ -163,7 +170,7 @@ def _print(found: "Search", config: Config, options: argparse.Namespace) -> None
             print("", *table(rows, "  "), sep="\n")
     for rows in (page.memory_by_part(top), page.time_by_part(top)):
         print("", *table(rows, "  "), sep="\n")
-    print(f"\nflags for the first:\n  {page.flags(top[0], config)}")
+    print(f"\nflags for the first:\n  {page.flags(top[0], given)}")
 
 
 def _own(config: Config, cluster: Cluster) -> "list[Plan]":
@@ -204,13 +211,13 @@ def _report(plans: "Sequence[Plan]", options: argparse.Namespace) -> dict:
 
 
 def _draw(
-    plans: "Sequence[Plan]", config: Config, options: argparse.Namespace, files: AtomicFiles
+    plans: "Sequence[Plan]", given: Config, options: argparse.Namespace, files: AtomicFiles
 ) -> None:
     from megatron_yuyuan.planner import page
 
     shown, output = plans[: options.top], files.open(options.chart)
     if Path(options.chart).suffix.lower() == ".html":
-        page.write_page(shown, config, options.tokens, output)
+        page.write_page(shown, given, options.tokens, output)
     else:
         page.draw_chart(shown, output)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
 from megatron_yuyuan.data.files import AtomicFiles
-from megatron_yuyuan.report.page import page
 from megatron_yuyuan.report.record import read_run
 
 
@@ -27,6 +26,8 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--scores", metavar="FILE.json", help="what evaluate_qa.py --json printed")
     parser.add_argument("--facts", metavar="FILE.json", help="what judge_facts.py --json printed")
     options = parser.parse_args(args)
+    from megatron_yuyuan.report.page import page  # imports torch
+
     output = Path(options.output or Path(options.run) / "report.html")
     text = page(read_run(options.run, options.scores, options.facts), options.title)
     with AtomicFiles() as files:

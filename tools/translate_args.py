@@ -16,7 +16,6 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 from megatron_yuyuan.cli import ArgumentParser, parse_config, run_command
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
@@ -31,8 +30,8 @@ from megatron_yuyuan.translation.translate import (
     translate,
 )
 
-GPT2_VOCABULARY = SimpleNamespace(vocab_size=50257)
-"""In place of a tokenizer, which need not be on this machine."""
+GPT2_VOCABULARY = 50257
+"""Assumed: the tokenizer need not be on this machine."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,8 @@ def check(parts: Parts, translation: Translation) -> tuple[int, list[ConfigError
     files is not looked at; the vocabulary is taken to be GPT-2's."""
     if parts.script != "pretrain_gpt.py":
         return 0, []
-    from megatron_yuyuan.resolve import resolve  # imports torch
+    from megatron_yuyuan.rehearsal import UnnamedTokenizer  # imports torch
+    from megatron_yuyuan.resolve import resolve
     from megatron_yuyuan.validation import validate
 
     ranks = 0
@@ -126,7 +126,7 @@ def check(parts: Parts, translation: Translation) -> tuple[int, list[ConfigError
         parallel = config.parallel
         least = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
         ranks = parts.ranks or least
-        validate(resolve(config, GPT2_VOCABULARY, None, ranks), ranks)
+        validate(resolve(config, UnnamedTokenizer(GPT2_VOCABULARY), None, ranks), ranks)
     except ConfigErrors as errors:
         return ranks, errors.problems
     except ConfigError as error:

@@ -96,7 +96,7 @@ def describe_attention(
     """What computes attention in the steps of a run, for a person: `flash, else efficient, else
     unfused`. masked: samples have masks of their own, by which tokens attend only within their
     document."""
-    if model.attention_unfused or model.attention_dropout_counted:
+    if model.attention_keeps_scores:
         return f"unfused: scores, {'masked' if masked else 'causal'} softmax, values"
     beside = ", masked at the borders of documents" if masked else ""
     if device.type != "cuda":

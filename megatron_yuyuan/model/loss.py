@@ -5,16 +5,8 @@ from torch import Tensor, nn
 
 from megatron_yuyuan.config import IGNORE
 from megatron_yuyuan.kernels import Kernels, VocabularyRows
+from megatron_yuyuan.model.chunks import LOGITS_AT_A_TIME, LOGITS_ON_CUDA, chunk_length
 from megatron_yuyuan.model.decoding import next_logits
-
-LOGITS_AT_A_TIME = 1 << 24
-"""Logits that the loss holds at once, 64 MiB in float32: large enough for the matrix products to run
-at full speed, small beside the activations of a layer."""
-LOGITS_ON_CUDA = 1 << 27
-"""The same there, 256 MiB in half precision: each chunk reads the head's weight and adds to its
-gradient, which a GPU waits for unless the chunk is long."""
-TILE = 64
-"""Tokens of a long chunk are a multiple of this: matrix products work in tiles."""
 
 
 class LanguageModelHead(nn.Module):
@@ -83,7 +75,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_gradient = torch.empty_like(hidden)
             if ctx.needs_input_grad[1]:
                 weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
-        length = _chunk_length(len(weight), LOGITS_ON_CUDA if x.is_cuda else LOGITS_AT_A_TIME)
+        length = chunk_length(len(weight), LOGITS_ON_CUDA if x.is_cuda else LOGITS_AT_A_TIME)
         memory = hidden.new_empty(min(length, len(hidden)), len(weight))  # of each chunk in turn
         for start in range(0, len(hidden), length):
             part = slice(start, start + length)
@@ -107,12 +99,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for gradient in (hidden_gradient, weight_gradient)
         ]
         return *gradients, None, None, None, None
-
-
-def _chunk_length(columns: int, limit: int) -> int:
-    """Tokens whose logits are within the limit: one at least, whole TILEs if that many."""
-    length = max(1, limit // columns)
-    return length - length % TILE if length > TILE else length
 
 
 def _add_product(result: Tensor, a: Tensor, b: Tensor) -> None:

@@ -71,6 +71,10 @@ class Cluster:
     def nodes(self) -> int:
         return -(-self.gpus // self.gpus_per_node)
 
+    def holds(self, size: int, stride: int) -> bool:
+        """Whether every group of `size` ranks, `stride` apart, lies within a node."""
+        return self.nodes == 1 or self.gpus_per_node % (size * stride) == 0
+
     def bandwidth(self, size: int, stride: int) -> float:
         """Bytes per second at which each rank of a group can send, all such groups at once.
 
@@ -79,6 +83,6 @@ class Cluster:
         GPUs if fewer, share the network.
         """
         link = 1e9 * self.gpu.link_gb_per_second
-        if size * stride <= self.gpus_per_node:
+        if self.holds(size, stride):
             return link
         return min(link, self.network / min(stride, self.gpus_per_node))

@@ -184,10 +184,10 @@ def count_whole_step(config: Config, mesh: Mesh) -> RankReport:
 
 
 def kernels_of(config: Config) -> Kernels:
-    """Those of the job's device: without one that is named, a GPU. torch.compile's and apex's keep what
-    the reference keeps."""
-    on_gpu = config.parallel.device != "cpu" and config.parallel.kernels in ("auto", "cuda")
-    return dataclasses.replace(fused.KERNELS, adamw=AdamW) if on_gpu else Kernels()
+    """Those of the job's device. torch.compile's and apex's keep what the reference keeps."""
+    if not config.parallel.means_fused_kernels:
+        return Kernels()
+    return dataclasses.replace(fused.KERNELS, adamw=AdamW)
 
 
 def watch_forwards(stages: list[GPT2], live: LiveMemory) -> dict[int, int]:

@@ -3,6 +3,7 @@
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.planner.clusters import Cluster
 from megatron_yuyuan.planner.rates import COLLECTIVE_SECONDS, LINK_SHARE, NETWORK_SHARE
+from megatron_yuyuan.planner.sizes import Sizes
 
 
 class ExchangeTime:
@@ -10,15 +11,10 @@ class ExchangeTime:
     data ranks t apart, pipeline ranks t d apart (parallel/mesh.py)."""
 
     def __init__(self, config: Config, cluster: Cluster):
-        parallel, self.cluster = config.parallel, cluster
-        self.config, self.tensor = config, parallel.tensor_model_parallel_size
-        self.pipeline = parallel.pipeline_model_parallel_size
-        self.data = cluster.gpus // (self.tensor * self.pipeline)
-        whole = parallel.data_parallel_sharding_strategy == "no_shard"
-        self.replicas = self.data if whole else parallel.num_distributed_optimizer_instances
-        self.shards = self.data // self.replicas
-        share = config.training.global_batch_size // self.data
-        self.micro_batches = share // config.training.micro_batch_size
+        self.config, self.cluster, sizes = config, cluster, Sizes(config, cluster.gpus)
+        self.pipeline = config.parallel.pipeline_model_parallel_size
+        self.tensor, self.data, self.shards = sizes.tensor, sizes.data, sizes.shards
+        self.replicas, self.micro_batches = self.data // self.shards, sizes.micro_batches
 
     def between_stages(self) -> float:
         """Of a step: hidden states and their gradients, sent and received once per micro batch and stage
@@ -72,5 +68,5 @@ class ExchangeTime:
 
     def _rate(self, ranks: int, stride: int) -> float:
         """Bytes per second of each rank of such a group."""
-        inside = ranks * stride <= self.cluster.gpus_per_node
-        return self.cluster.bandwidth(ranks, stride) * (LINK_SHARE if inside else NETWORK_SHARE)
+        share = LINK_SHARE if self.cluster.holds(ranks, stride) else NETWORK_SHARE
+        return self.cluster.bandwidth(ranks, stride) * share

@@ -2,16 +2,19 @@
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.errors import ConfigErrors
-from megatron_yuyuan.planner.memory import predict_memory
+from megatron_yuyuan.planner.memory import fullest_rank
 from megatron_yuyuan.validation import validate
 
 
 def fitting(config: Config, ranks: int, capacity: float) -> list[str]:
-    """Flags, each of which alone would make the job fit, by prediction."""
+    """Flags, each of which alone would make the job fit, by prediction. The job itself may be predicted to fit:
+    what was measured is more than that."""
     parallel, training = config.parallel, config.training
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     recompute = {"recompute_activations": False, "recompute_granularity": "full"}
     recompute |= {"recompute_method": "uniform", "recompute_num_layers": 1}
+    off = "--no-recompute-activations " if parallel.recompute_activations else ""
+    whole = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
     tried: dict[str, dict] = {
         "--sequence-parallel": {"sequence_parallel": True},
         **{
@@ -19,7 +22,7 @@ def fitting(config: Config, ranks: int, capacity: float) -> list[str]:
             for size in (training.micro_batch_size // 2, training.micro_batch_size // 4, 1)
             if 0 < size < training.micro_batch_size
         },
-        "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1": recompute,
+        off + whole: recompute,
         "--data-parallel-sharding-strategy optim_grads_params": {
             "data_parallel_sharding_strategy": "optim_grads_params"
         },
@@ -28,7 +31,9 @@ def fitting(config: Config, ranks: int, capacity: float) -> list[str]:
             "pipeline_model_parallel_size": 2 * pipeline
         },
     }
-    return [flags for flags, changes in tried.items() if fits(config, changes, ranks, capacity)]
+    now = fullest_rank(config, ranks).total
+    less = min(capacity, now - 1)  # what changes nothing does not help
+    return [flags for flags, changes in tried.items() if fits(config, changes, ranks, less)]
 
 
 def fits(config: Config, changes: dict, ranks: int, capacity: float) -> bool:
@@ -38,5 +43,4 @@ def fits(config: Config, changes: dict, ranks: int, capacity: float) -> bool:
         validate(changed, ranks)
     except ConfigErrors:
         return False
-    pipeline_ranks = range(changed.parallel.pipeline_model_parallel_size)
-    return all(predict_memory(changed, ranks, rank).total <= capacity for rank in pipeline_ranks)
+    return fullest_rank(changed, ranks, capacity).total <= capacity

@@ -153,7 +153,7 @@ class LayerTime:
         dropout and its mask of a byte 5 more each way.
         """
         squares, model = self.samples * self.length**2 / self.tensor, self.model
-        if not (model.attention_unfused or model.attention_dropout_counted):
+        if not model.attention_keeps_scores:
             forward = 2 * squares * model.hidden_size / self._flash_rate
             return forward, 2.5 * forward
         products = 4 * squares * model.hidden_size / self._matmul_rate

@@ -7,6 +7,7 @@ tensors: what a GPU takes beside them, its context, NCCL's buffers and the gaps 
 in it.
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -50,6 +51,17 @@ def predict_memory(config: Config, ranks: int, pipeline_rank: int = 0) -> Memory
     step = _Step(config, ranks, pipeline_rank)
     step.play()
     return Memory(**step.most)
+
+
+def fullest_rank(config: Config, ranks: int, capacity: float = math.inf) -> Memory:
+    """Of the pipeline rank that holds most, or of the first that holds more than `capacity` bytes."""
+    fullest = predict_memory(config, ranks, 0)
+    for rank in range(1, config.parallel.pipeline_model_parallel_size):
+        if fullest.total > capacity:
+            break
+        memory = predict_memory(config, ranks, rank)
+        fullest = max(fullest, memory, key=lambda memory: memory.total)
+    return fullest
 
 
 class _Stage:

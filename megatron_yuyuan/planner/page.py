@@ -24,8 +24,9 @@ def heading(plan: Plan) -> str:
 
 
 def flags(plan: Plan, given: Config) -> str:
-    """What to write behind a configuration to get the plan's layout."""
-    words, settings = [], layout_settings(given)
+    """What to write behind a configuration to get the plan's layout, in half precision."""
+    is_half = given.training.bf16 or given.training.fp16
+    words, settings = [] if is_half else ["--bf16"], layout_settings(given)
     for setting, value in plan.settings.items():
         if value == settings[setting]:
             continue

@@ -1,13 +1,12 @@
 """A layout of a model on a cluster, and what it is predicted to take."""
 
-import math
 from dataclasses import dataclass
 
 from megatron_yuyuan.config import Config, config_fields
 from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.planner.clusters import Cluster
 from megatron_yuyuan.planner.exchange_time import ExchangeTime
-from megatron_yuyuan.planner.memory import Memory, predict_memory
+from megatron_yuyuan.planner.memory import Memory, fullest_rank
 from megatron_yuyuan.planner.step_time import StepTime, predict_step
 from megatron_yuyuan.train.throughput import training_flops
 from megatron_yuyuan.validation import validate
@@ -69,18 +68,7 @@ class Plan:
 def predict(config: Config, cluster: Cluster) -> Plan:
     """What one configuration takes. Raises ConfigErrors where it is not valid."""
     validate(config, cluster.gpus)
-    return Plan(config, cluster, fullest_rank(config, cluster), predict_step(config, cluster))
-
-
-def fullest_rank(config: Config, cluster: Cluster, capacity: float = math.inf) -> Memory:
-    """Of the pipeline rank that holds most, or of the first that holds more than `capacity` bytes."""
-    fullest = predict_memory(config, cluster.gpus, 0)
-    for rank in range(1, config.parallel.pipeline_model_parallel_size):
-        if fullest.total > capacity:
-            break
-        memory = predict_memory(config, cluster.gpus, rank)
-        fullest = max(fullest, memory, key=lambda memory: memory.total)
-    return fullest
+    return Plan(config, cluster, fullest_rank(config, cluster.gpus), predict_step(config, cluster))
 
 
 def least_memory(config: Config, cluster: Cluster) -> float:

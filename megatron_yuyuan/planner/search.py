@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.errors import ConfigErrors
 from megatron_yuyuan.planner.clusters import RESERVED_GIB, Cluster
-from megatron_yuyuan.planner.plan import Plan, fullest_rank, least_memory, require_plannable
+from megatron_yuyuan.planner.memory import fullest_rank
+from megatron_yuyuan.planner.plan import Plan, least_memory, require_plannable
 from megatron_yuyuan.planner.step_time import predict_step
 from megatron_yuyuan.validation import validate
 from megatron_yuyuan.validation.layout import divisors
@@ -56,7 +57,7 @@ def search(
         if len(fastest) >= top and division in divisions:
             continue
         least = least_memory(valid, cluster)
-        memory = fullest_rank(valid, cluster, capacity) if least <= capacity else None
+        memory = fullest_rank(valid, cluster.gpus, capacity) if least <= capacity else None
         if memory is None or memory.total > capacity:
             missed = min(missed, least if memory is None else memory.total)
             continue
@@ -86,7 +87,7 @@ def candidates(config: Config, cluster: Cluster) -> Iterator[Config]:
 def layouts(config: Config, cluster: Cluster) -> Iterator[dict]:
     """Settings of LAYOUT but the micro batch, for every division of the GPUs."""
     for tensor in divisors(cluster.gpus):
-        if tensor > cluster.gpus_per_node:
+        if not cluster.holds(tensor, 1):
             continue
         for pipeline in divisors(cluster.gpus // tensor):
             data = cluster.gpus // tensor // pipeline
@@ -138,6 +139,6 @@ def _recomputations(config: Config) -> Iterator[dict]:
     model = config.model
     names = ("recompute_granularity", "recompute_method", "recompute_num_layers")
     yield dict(zip(names, ("none", "none", 0), strict=True))
-    if model.attention_unfused or model.attention_dropout_counted:
+    if model.attention_keeps_scores:
         yield dict(zip(names, ("selective", "none", 0), strict=True))
     yield dict(zip(names, ("full", "uniform", 1), strict=True))

@@ -22,6 +22,7 @@ parallelism the 34 / t of section 4.2.
 from dataclasses import dataclass
 
 from megatron_yuyuan.config import Config
+from megatron_yuyuan.model.chunks import LOGITS_AT_A_TIME, LOGITS_ON_CUDA, chunk_length
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Sizes:
             and parallel.pipeline_model_parallel_size > 1
         )
         """Whether backwards are cut in two."""
-        self.on_gpu = parallel.device != "cpu" and parallel.kernels in ("auto", "cuda")
+        self.on_gpu = parallel.means_fused_kernels
         self.width = 2 if training.bf16 or training.fp16 else 4
         self.tokens = training.micro_batch_size * config.data.seq_length
         self.hidden = self.tokens * self.model.hidden_size * self.width
@@ -66,7 +67,7 @@ class Sizes:
     @property
     def attention_weights(self) -> int:
         """Elements of unfused attention's weights; 0 where attention is fused."""
-        if not (self.model.attention_unfused or self.model.attention_dropout_counted):
+        if not self.model.attention_keeps_scores:
             return 0
         return (
             self.tokens
@@ -162,9 +163,8 @@ class Sizes:
     @property
     def logits(self) -> int:
         """Of the loss's longest chunk, with everything between them and their gradient."""
-        limit = 1 << (27 if self.on_gpu else 24)
-        length = max(1, limit // self.rows)
-        length = min(self.tokens, length - length % 64 if length > 64 else length)
+        limit = LOGITS_ON_CUDA if self.on_gpu else LOGITS_AT_A_TIME
+        length = min(self.tokens, chunk_length(self.rows, limit))
         chunk = length * self.rows
         if self.on_gpu:
             return chunk * self.width + 4 * self.embedding

@@ -9,7 +9,7 @@ from megatron_yuyuan.log import duration
 from megatron_yuyuan.report.charts import Axis, Line, Mark, line_chart
 from megatron_yuyuan.report.markup import Html, element, joined
 from megatron_yuyuan.report.record import Run
-from megatron_yuyuan.train.spikes import WINDOW, is_spike
+from megatron_yuyuan.train.spikes import SIGMAS, WINDOW, is_spike
 
 ENDINGS = {
     "done": "It took all its steps.",
@@ -134,15 +134,15 @@ def spikes(steps: Sequence[dict]) -> list[int]:
 
 
 def _candidates(losses: np.ndarray) -> list[int]:
-    """Places of the losses (n,) more than 5 standard deviations above the mean of the WINDOW before them,
-    by running sums: of a long run few are left to be looked at closely."""
+    """Places of the losses (n,) more than SIGMAS - 1 standard deviations above the mean of the WINDOW before
+    them, by running sums: of a long run few are left to be looked at closely."""
     centred = losses - losses.mean() if losses.size else losses
     sums, squares = (np.concatenate(([0.0], np.cumsum(centred**power))) for power in (1, 2))
     ends = np.arange(1, losses.size)
     starts = np.maximum(0, ends - WINDOW)
     means = (sums[ends] - sums[starts]) / (ends - starts)
     variances = (squares[ends] - squares[starts]) / (ends - starts) - means**2
-    far = centred[1:] > means + 5 * np.sqrt(np.maximum(0.0, variances))
+    far = centred[1:] > means + (SIGMAS - 1) * np.sqrt(np.maximum(0.0, variances))
     return (ends[far]).tolist()
 
 

@@ -3,10 +3,10 @@
 Followed are NAME=word, NAME+=word and NAME=(array), also under export, declare, local and readonly;
 quotes, comments, continued lines; and of the expansions $NAME, ${NAME}, ${NAME[@]}, ${NAME:-word} (and
 := and :?), $1, $@ and $((...)) of whole numbers. An unquoted value is divided at its blanks; patterns such as * stay as
-they are. A variable that is set inside if, for, while, case or a function, after && or ||, or by the output of
-a command, is unknown from there on: an error where it is used, not before. What may change any variable
-(source, eval, shift, set --), and a here-document, is an error at its line. NAME=word before a command is no
-variable of the script, and left out.
+they are. A variable that is set inside if, for, while, case or a function, after && or ||, by the output of a
+command, by ((...)), let or NAME[0]=word, is unknown from there on: an error where it is used, not before. What
+may change any variable (source, eval, shift, set --), and a here-document, is an error at its line. NAME=word
+before a command is no variable of the script, and left out.
 """
 
 import re
@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from megatron_yuyuan.errors import ConfigError
+from megatron_yuyuan.translation.command import is_training
 from megatron_yuyuan.translation.shell_words import (
+    ARITHMETIC,
     Array,
     Operator,
     Part,
@@ -26,7 +28,7 @@ from megatron_yuyuan.translation.shell_words import (
 )
 from megatron_yuyuan.translation.whole_numbers import NotANumber, whole_number
 
-OPENS = {"if", "for", "while", "until", "case", "select", "function", "{"}
+OPENS = {"if", "for", "while", "until", "case", "select", "{"}
 CLOSES = {"fi", "done", "esac", "}"}
 WITHIN = {"then", "else", "elif", "do", "!", "time"}
 """Words before a command that is looked at all the same."""
@@ -36,6 +38,14 @@ LOOPS = {"for", "select"}
 FORGETS = {"read", "unset", "mapfile", "readarray", "getopts"} | LOOPS
 """Words that give other values to the variables they name."""
 ENDS = {"\n", ";", "&", "&&", "||", "|", ";;"}
+NAME = re.compile(r"[A-Za-z_]\w*")
+ELEMENT = re.compile(r"([A-Za-z_]\w*)\[")
+"""Of NAME[0]=word."""
+CHANGED = re.compile(
+    r"([A-Za-z_]\w*)(?:\[[^]]*\])?\s*(?:\+\+|--|(?:[-+*/%&|^]|<<|>>)?=(?!=))"
+    r"|(?:\+\+|--)([A-Za-z_]\w*)"
+)
+"""What ((...)) sets."""
 ASSIGNED = re.compile(r"([A-Za-z_]\w*)(\+?)=")
 NAMED = re.compile(r"(\w+|[@*])(\[[@*]\])?(?:(:?[-=?])(.*))?", re.DOTALL)
 
@@ -91,10 +101,9 @@ class ShellScript:
             raise self._cannot_follow(line, f"`{first}`", "it may set any variable")
         if first in DECLARES:
             self._declare(words[1:], exports=first == "export")
-        if first in FORGETS:
-            for word in words[1:]:
-                self._forget(_plain(word) or "", line, f"`{first}`")
-        if first in DECLARES | FORGETS or isinstance(words[0], Array):
+        for name in _changed(words):
+            self._forget(name, line, f"`{_head(words[0])}`")
+        if first in DECLARES | FORGETS:
             return None
         return self._command(line, words)
 
@@ -113,6 +122,8 @@ class ShellScript:
             elif first == ")":
                 if self._blocks and self._blocks[-1] == "(":  # else it ends a pattern of `case`
                     self._blocks.pop()
+            elif first == "function":
+                words = words[1:]  # its name follows; its body opens a block itself
             elif first not in WITHIN:
                 break
             words = words[1:]
@@ -127,7 +138,7 @@ class ShellScript:
             if any(part.value.endswith(self.sought) for word in plain for part in word.parts):
                 raise
             return None
-        if self._blocks and any(word.endswith(self.sought) for word in expanded):
+        if self._blocks and is_training(expanded):
             what = f"a command inside `{self._blocks[-1]}`"
             raise self._cannot_follow(line, what, "whether and how often it runs is not known")
         return Command(line, expanded)
@@ -145,11 +156,7 @@ class ShellScript:
 
     def _assign(self, word: Word | Array, name: str, adds: bool) -> None:
         """NAME=..., or NAME+=..."""
-        if name in self.given or "(" in self._blocks:  # a subshell keeps its variables
-            return
-        how = f"set inside `{self._blocks[-1]}`" if self._blocks else self._condition
-        if how:
-            self._forget(name, word.line, how)
+        if not self._may_set(name, word.line):
             return
         before = self.variables.get(name, []) if adds else []
         try:
@@ -162,6 +169,15 @@ class ShellScript:
                 self.variables[name] = ["".join(before[:1]) + value, *before[1:]]
         except ConfigError as error:
             self.variables[name] = error
+
+    def _may_set(self, name: str, line: int) -> bool:
+        """Whether an assignment at this place surely counts; where it only may, its variable is forgotten."""
+        if name in self.given or "(" in self._blocks:  # a subshell keeps its variables
+            return False
+        how = f"set inside `{self._blocks[-1]}`" if self._blocks else self._condition
+        if how:
+            self._forget(name, line, how)
+        return not how
 
     def _forget(self, name: str, line: int, how: str) -> None:
         """From here on a variable is unknown."""
@@ -201,6 +217,8 @@ class ShellScript:
         if part.kind == "command":
             raise self._cannot_follow(line, f"the output of {part.value}", "nothing is run here")
         if part.kind == "arithmetic":
+            for name in _set_by(part.value):
+                self._forget(name, line, "`$((`")
             joined = self._joined(parts_of(part.value, self.name, line), line)
             try:
                 return [
@@ -222,7 +240,10 @@ class ShellScript:
         if part.quoted and (name == "*" or all_of_it == "[*]"):
             values = [" ".join(values)]
         if has_default and (not known or (operator.startswith(":") and not any(values))):
-            return [self._joined(parts_of(default, self.name, line), line)]
+            value = self._joined(parts_of(default, self.name, line), line)
+            if operator.endswith("=") and self._may_set(name, line):
+                self.variables[name] = [value]
+            return [value]
         return values if all_of_it or name in ("@", "*") else values[:1]
 
     def _value(self, name: str, line: int) -> list[str]:
@@ -245,9 +266,11 @@ class ShellScript:
         return value
 
     def _argument(self, name: str) -> list[str] | None:
-        """What $1, $@ and so on stand for; None where it is nothing."""
+        """What $0, $1, $@ and so on stand for; None where it is nothing."""
         if name in ("@", "*"):
             return self.arguments
+        if name == "0":
+            return [self.name]
         if name.isdigit() and 0 < int(name) <= len(self.arguments):
             return [self.arguments[int(name) - 1]]
         return None
@@ -288,12 +311,35 @@ def _plain(word: Word | Array) -> str | None:
     return "".join(part.value for part in word.parts)
 
 
+def _head(word: Word | Array) -> str:
+    """The text that a word begins with; nothing where a quote or an expansion is first."""
+    parts = word.parts[:1] if isinstance(word, Word) else ()
+    return "".join(part.value for part in parts if part.kind == "text" and not part.quoted)
+
+
+def _changed(words: list[Word | Array]) -> list[str]:
+    """The variables that a command gives other values, beside assignments and declarations."""
+    first = _plain(words[0])
+    named = words[1:2] if first in LOOPS else words[1:] if first in FORGETS else []
+    names = [found[0] for word in named if (found := NAME.match(_plain(word) or ""))]
+    computed = words[1:] if first == "let" else words[:2]
+    for word in computed:
+        if isinstance(word, Word) and (first == "let" or word.parts[:1] == (ARITHMETIC,)):
+            names += _set_by("".join(part.value for part in word.parts))
+    element = ELEMENT.match(_head(words[0]))
+    return [*names, element[1]] if element else names
+
+
+def _set_by(computed: str) -> list[str]:
+    """The variables that the inside of ((...)) sets."""
+    return [before or after for before, after in CHANGED.findall(computed)]
+
+
 def _assignment(word: Word | Array) -> tuple[str, bool] | None:
     """(name, whether it adds) if the word is an assignment."""
     if isinstance(word, Array):
         return word.name.removesuffix("+"), word.name.endswith("+")
-    head = word.parts[0] if word.parts else Part("text", "", True)
-    found = ASSIGNED.match(head.value) if head.kind == "text" and not head.quoted else None
+    found = ASSIGNED.match(_head(word))
     return (found[1], bool(found[2])) if found else None
 
 

@@ -52,6 +52,8 @@ class Operator:
 
 
 Token = Word | Array | Operator
+ARITHMETIC = Part("text", "((", False)
+"""The first piece of the word that stands for the command ((...)); the second is what it computes."""
 
 
 def tokens(text: str, name: str) -> Iterator[Token]:
@@ -91,6 +93,9 @@ class _Reader:
     def _token(self) -> Token | None:
         """The next one; None at the end."""
         self._skip_blanks()
+        if self._text.startswith("((", self._at):
+            line, self._at = self._line, self._at + 2
+            return Word(line, (ARITHMETIC, Part("text", self._until("))"), True)))
         operator = OPERATOR.match(self._text, self._at)
         if operator:
             line, self._at = self._line, operator.end()

@@ -50,6 +50,10 @@ class Translation:
         self.notes = [n for n in self.notes if n.group != KEPT or n.was != str(was)]
         self.notes.append(Note(CHANGED, str(was), " ".join(map(str, now)), why))
 
+    def add(self, flag: Flag, why: str = "") -> None:
+        self.flags[flag.name] = flag.values
+        self.notes.append(Note(ADDED, "", str(flag), why))
+
     def number(self, name: str) -> int:
         """The value of a flag; 0 where it is not given or no whole number."""
         value = "".join(self.flags.get(name, ("0",)))
@@ -169,7 +173,7 @@ def _replace_virtual_stages(given: list[Flag], translation: Translation) -> None
     if flag is None:
         return
     layers = int(flag.values[0]) if flag.values and flag.values[0].isdigit() else 0
-    pipeline = translation.number("--pipeline-model-parallel-size")
+    pipeline = translation.number("--pipeline-model-parallel-size") or 1
     stages, left = divmod(translation.number("--num-layers"), max(1, layers * pipeline))
     if not layers or left or stages < 2:
         why = f"instead: {megatron_flags.INSTEAD[name]}"
@@ -186,20 +190,22 @@ def _count_samples(translation: Translation) -> None:
     global_batch_size)."""
     flags, size = translation.flags, translation.number("--global-batch-size")
     ramp, steps = flags.get("--rampup-batch-size", ()), translation.number("--train-iters")
-    if len(ramp) != 3 or not all(word.isdigit() and int(word) for word in ramp) or not steps:
+    if len(ramp) != 3 or not all(word.isdigit() and int(word) for word in ramp):
+        return
+    if not steps or not size:
         return
     growing = TrainingConfig(global_batch_size=size, rampup_batch_size=tuple(map(int, ramp)))
     why = "with a growing batch a run is counted in samples; this is where it ends there"
     samples = Flag("--train-samples", (str(_samples_of(steps, growing)),))
     course = {"--lr-decay-iters": "--lr-decay-samples", "--lr-warmup-iters": "--lr-warmup-samples"}
-    if "--lr-decay-iters" not in flags:
-        flags["--lr-decay-iters"] = flags["--train-iters"]
     translation.change(Flag("--train-iters", flags["--train-iters"]), samples, why=why)
+    why = "Megatron-LM counts it as so many samples: iterations times --global-batch-size"
     for theirs, ours in course.items():
         if translation.number(theirs):
-            why = "Megatron-LM counts it as so many samples: iterations times --global-batch-size"
             counted = Flag(ours, (str(translation.number(theirs) * size),))
             translation.change(Flag(theirs, flags[theirs]), counted, why=why)
+    if "--lr-decay-samples" not in flags:
+        translation.add(Flag("--lr-decay-samples", (str(steps * size),)), why)
 
 
 def _samples_of(steps: int, training: TrainingConfig) -> int:
@@ -219,5 +225,4 @@ def _add_defaults(translation: Translation) -> None:
     }
     for name, value in table.DEFAULTS.items():
         if name not in flags and applies.get(name, True):
-            flags[name] = (value,)
-            translation.notes.append(Note(ADDED, "", f"{name} {value}"))
+            translation.add(Flag(name, (value,)))

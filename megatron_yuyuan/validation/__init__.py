@@ -146,6 +146,9 @@ def _attention(config: Config) -> Problems:
         if config.data.divides_attention:
             why = "it knows the causal mask alone, no document's"
             yield ConfigError(f"{asked} with {divided}", why, "efficient, or auto")
+    if m.attention_backend == "fused" and config.training.computes_alike:
+        what = f"{asked} with deterministic_mode or verify_every"
+        yield ConfigError(what, "cuDNN's sums have no fixed order", "flash, or auto")
     if m.attention_backend == "fused" and m.attention_dropout:
         yield ConfigError(
             f"attention_backend=fused with attention_dropout={m.attention_dropout}",

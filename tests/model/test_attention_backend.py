@@ -186,6 +186,11 @@ def test_a_person_is_told_what_masks_of_documents_leave(monkeypatch, changes, ex
             "attention_backend=fused with attention_dropout=0.1",
             "--attention-backend flash",
         ),
+        (
+            {"attention_backend": "fused", "bf16": True, "deterministic_mode": True},
+            "attention_backend=fused with deterministic_mode or verify_every",
+            "flash, or auto",
+        ),
     ],
 )
 def test_what_cannot_compute_is_refused(changes, what, remedy):

@@ -41,6 +41,17 @@ def test_groups_that_leave_a_node_share_its_network(size, stride, expected):
     assert FOUR_NODES.bandwidth(size, stride) == expected
 
 
+@pytest.mark.parametrize(
+    ("size", "stride", "inside"), [(2, 1, True), (2, 3, True), (4, 1, False), (2, 2, False)]
+)
+def test_a_group_that_straddles_two_nodes_is_not_within_one(size, stride, inside):
+    """Ranks 4 to 7 of nodes of 6 lie on two."""
+    nodes = Cluster(A100, 12, 6, 100.0)
+    assert nodes.holds(size, stride) == inside
+    assert nodes.bandwidth(size, stride) == (300e9 if inside else 100e9 / stride)
+    assert Cluster(A100, 6, 6).holds(4, 1)  # there is one node
+
+
 def test_a_network_faster_than_the_links_is_bound_by_them():
     fast = dataclasses.replace(FOUR_NODES, inter_node_gb_per_second=1000.0)
     assert fast.bandwidth(32, 1) == 300e9 and fast.bandwidth(4, 8) == 125e9

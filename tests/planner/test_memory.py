@@ -11,7 +11,9 @@ from tiny import TINY, Layout, RandomText, build_trainer
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.config_toml import load_toml
+from megatron_yuyuan.model import loss as loss_module
 from megatron_yuyuan.model.recomputation import Recomputation
+from megatron_yuyuan.planner import sizes as sizes_module
 from megatron_yuyuan.planner.dry_run import PARTS, RankReport, dry_run
 from megatron_yuyuan.planner.live_memory import LiveMemory
 from megatron_yuyuan.planner.memory import Memory, predict_memory, recomputed_runs
@@ -125,6 +127,18 @@ def test_each_block_keeps_a_mask_of_its_documents(alone):
     assert report.activations - alone.activations == 4 * mask
     assert Sizes(config, 1).block - Sizes(ALONE, 1).block == mask
     assert agrees(by_part(predict_memory(config, 1)), report)
+
+
+def test_the_second_chunk_of_a_loss_finds_the_gradient_of_the_first(monkeypatch):
+    config = ALONE.replace(
+        num_layers=1, hidden_size=64, vocab_size=4000, micro_batch_size=4, bf16=True
+    )
+    in_one_piece = by_part(predict_memory(config, 1))
+    for module in (loss_module, sizes_module):  # 256 of 512 tokens
+        monkeypatch.setattr(module, "LOGITS_AT_A_TIME", 256 * config.model.padded_vocab_size)
+    report = dry_run(config, 1, 0)
+    assert agrees(by_part(predict_memory(config, 1)), report)
+    assert not agrees(in_one_piece, report)
 
 
 def test_the_34_bytes_of_korthikanti_and_others():

@@ -74,6 +74,13 @@ def test_the_tensor_axis_stays_in_a_node(found):
     assert widths == {1, 2, 4}
 
 
+def test_no_tensor_group_straddles_two_nodes():
+    three_a_node = dataclasses.replace(NODES, gpus=12, gpus_per_node=6)
+    config = SMALL.replace(global_batch_size=24)
+    found = candidates(config, three_a_node)
+    assert {valid.parallel.tensor_model_parallel_size for valid in found} == {1, 2}
+
+
 def test_memory_is_that_of_the_fullest_rank(found):
     for plan in found.fastest[::97]:
         ranks = range(plan.config.parallel.pipeline_model_parallel_size)

@@ -10,8 +10,15 @@ from megatron_yuyuan.model.flops import block_flops, head_flops
 from megatron_yuyuan.planner import layer_time, step_time
 from megatron_yuyuan.planner.clusters import GPUS, Cluster
 from megatron_yuyuan.planner.dry_run import dry_run
+from megatron_yuyuan.planner.exchange_time import ExchangeTime
 from megatron_yuyuan.planner.layer_time import LayerTime
-from megatron_yuyuan.planner.rates import MEMORY_SHARE, RATES
+from megatron_yuyuan.planner.rates import (
+    COLLECTIVE_SECONDS,
+    LINK_SHARE,
+    MEMORY_SHARE,
+    NETWORK_SHARE,
+    RATES,
+)
 from megatron_yuyuan.planner.step_time import StepTime, idle_stages, predict_step
 from megatron_yuyuan.train.throughput import training_flops
 
@@ -180,6 +187,17 @@ def test_replicas_in_nodes_gather_there_and_reduce_between_them():
     briefly = {"data_parallel_sharding_strategy": "optim_grads_params"}
     assert step(slow, **briefly, **instances).data < 0.5 * step(slow, **briefly).data
     assert step(slow, **instances).data > step(slow).data
+
+
+@pytest.mark.parametrize(("pipeline", "data", "share"), [(3, 4, NETWORK_SHARE), (2, 6, LINK_SHARE)])
+def test_a_group_that_straddles_two_nodes_waits_for_their_network(pipeline, data, share):
+    """Of nodes of 6, as fast between them as inside: ranks 4 to 7 lie on two."""
+    nodes = Cluster(A100, 12, 6, 1e6)
+    config = MODEL.replace(pipeline_model_parallel_size=pipeline, global_batch_size=48)
+    exchange = ExchangeTime(config, nodes)
+    waited = exchange.between_data_ranks(1e9, units=1, forward=0.0, backward=0.0)
+    sent = 6e9 * (data - 1) / data
+    assert waited == pytest.approx(sent / (300e9 * share) + 2 * COLLECTIVE_SECONDS)
 
 
 def test_an_update_is_divided_over_the_shards():

@@ -11,6 +11,7 @@ from report import runs
 from report.runs import KILLED, RESTART, SKIPPED, SPIKE, STEPS, synthetic_run
 
 from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.goodput import TimeSplit
 from megatron_yuyuan.report.learning import texts
 from megatron_yuyuan.report.markup import element
 from megatron_yuyuan.report.page import page
@@ -89,19 +90,10 @@ def test_the_page_says(made, words):
 
 
 def test_what_a_restart_took_back_is_not_drawn_but_counted(made):
-    split = read_run_of_page().time_split
+    split = TimeSplit(runs.events("the disease"))
     assert split.seconds["repeated"] == KILLED - RESTART
     assert split.seconds["steps"] == STEPS - 1  # one was passed over
     assert f"{split.goodput:.1%}" in made
-
-
-def read_run_of_page():
-    from megatron_yuyuan.goodput import TimeSplit
-
-    class OfEvents:
-        time_split = TimeSplit(runs.events(""))
-
-    return OfEvents
 
 
 def test_a_hostile_run_is_shown_as_text(tmp_path):

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from megatron_yuyuan.cli import parse_config
-from megatron_yuyuan.planner.plan import LAYOUT, layout_settings
+from megatron_yuyuan.planner.plan import LAYOUT, layout_settings, require_plannable
 from megatron_yuyuan.validation import validate
 
 SHAPE = """
@@ -92,6 +92,24 @@ def test_flags_go_over_files_and_a_bare_shape_has_no_layout_of_its_own(command, 
     shown = capsys.readouterr().out
     assert "1,874,944 parameters" in shown and "25 GB/s out of each" in shown
     assert "steps of 16 samples" in shown and "as configured" not in shown
+
+
+@pytest.mark.parametrize("given", ["bf16", "fp16", ""])
+def test_the_flags_compute_in_the_precision_that_is_predicted(command, shape, capsys, given):
+    shape.write_text(SHAPE.replace("bf16 = true", f"{given} = true" if given else ""))
+    command("plan_parallelism", "--config", shape, *CLUSTER, "--top", 1)
+    flags = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert ("--bf16" in flags) == (not given)
+    config = parse_config("", ["--config", str(shape), "--vocab-size", "50257", *flags])
+    require_plannable(config)
+
+
+@pytest.mark.parametrize(("reserve", "fits"), [(4, True), (39.32, False)])
+def test_a_layout_of_ones_own_that_does_not_fit_is_said_to(command, shape, capsys, reserve, fits):
+    command("plan_parallelism", "--config", shape, *CLUSTER, "--reserve-gib", reserve)
+    shown = capsys.readouterr().out
+    assert "as configured" in shown
+    assert ("as configured, which does not fit" in shown) == (not fits)
 
 
 @pytest.mark.parametrize("name", ["chart.png", "page.html"])

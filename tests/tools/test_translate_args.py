@@ -12,7 +12,7 @@ from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.train.schedule import train_iterations
 from megatron_yuyuan.translation.command import parts_of
 from megatron_yuyuan.translation.shell import ShellScript
-from megatron_yuyuan.translation.translate import UNSUPPORTED, translate
+from megatron_yuyuan.translation.translate import ADDED, UNSUPPORTED, translate
 
 GPT3 = """#!/bin/bash
 # 175B parameters, with the flags of Megatron-LM's examples/gpt3/train_gpt3_175b_distributed.sh
@@ -108,7 +108,8 @@ def test_the_3_6b_row_runs_on_its_64_ranks(translated):
     assert config.parallel.recompute_num_layers == 1
     assert config.training.loss_scale == 8192
     assert of_group(result, "no effect") == {"--DDP-impl torch": ""}
-    assert set(of_group(result, "added")) == {""}
+    added = {n["now"] for n in result["flags"] if n["group"].startswith("added")}
+    assert added == {"--hidden-dropout 0.1", "--attention-dropout 0.1"}
     assert config.data.split == "969,30,1"
 
 
@@ -149,6 +150,10 @@ EXPANSIONS = [
     "A=2; (A=1; read A); { true; }; torchrun $A && true || false &\nwait",
     "true && A=5; torchrun $1x $2_y $10; B=1\ntrue &&\n\nC=2",
     "A=1; A=2 B+=3 torchrun $A x",
+    "A=1; for i in 1 A; do :; done; if ((A == 1 && A <= 2)); then :; fi; ((A != 2)); torchrun $A $1",
+    "A=(torchrun $0); ${A[@]} b",
+    ': ${A:=8} "${B=1 2}" ${C:=}; : ${C:=$1} ${A:=9}; (: ${D:=1}); torchrun $A $B $C ${D:-none}',
+    "function f() { A=1; }; function g { A=2; }; function h\n{ A=3; }\nB=2; torchrun $B",
 ]
 """Each starts torchrun once."""
 
@@ -167,7 +172,7 @@ def test_words_are_those_that_bash_makes_of_them(script, tmp_path):
         text=True,
     )
     given = {"UNSET_BY_NOBODY": "", "HOME": "/home/of it"}
-    found = [c.words for c in ShellScript("s", arguments, given).commands(script)]
+    found = [c.words for c in ShellScript("name", arguments, given).commands(script)]
     [words] = [words[1:] for words in found if words[0] == "torchrun"]
     assert words == said.stdout.split("\0")[:-1]
     assert words
@@ -190,6 +195,17 @@ RUN = "\ntorchrun pretrain_gpt.py --num-layers $N"
         ("N=1 true" + RUN, 2, "$N has no value"),
         ("A=()\nN=$((A))" + RUN, 2, "$((A)): A is no whole number"),
         ("for N in 1 2; do :; done" + RUN, 1, "$N (`for`"),
+        ("N=1; for ((N=0; N < 3; N++)); do :; done" + RUN, 1, "$N (`for`"),
+        ("for i in 1 2; do :; done" + RUN.replace("$N", "$1"), 2, "$1 has no value"),
+        ("N=1\n((N++))" + RUN, 2, "$N (`((`"),
+        ("N=1\n(( M > 2, N = N + 1 ))" + RUN, 2, "$N (`((`"),
+        ("N=1\nwhile (( --N )); do :; done" + RUN, 2, "$N (`((`"),
+        ("N=(1 2)\n((N[0] += 2))" + RUN, 2, "$N (`((`"),
+        ("N=1\nM=$((N++))" + RUN, 2, "$N (`$((`"),
+        ("N=1; let N=2" + RUN, 1, "$N (`let`"),
+        ('N=1; let M=2 "N = 2"' + RUN, 1, "$N (`let`"),
+        ("N=(1 2); N[0]=5" + RUN, 1, "$N (`N[0]=5`"),
+        ("true && : ${N:=1}" + RUN, 1, "$N (set after `&&`"),
         ("N=${X#a}" + RUN, 1, "${X#a}"),
         ("N=$((2**3))" + RUN, 1, "$((2**3)): 2**3 is no whole number"),
         ("N=$((1/0))" + RUN, 1, "1/0 is no whole number"),
@@ -213,6 +229,13 @@ def test_what_cannot_be_followed_is_refused_by_line(script, line, message):
         list(ShellScript("train.sh", [], {}, ("pretrain_gpt.py",)).commands(script))
     assert refused.value.what.startswith(f"train.sh, line {line}: ")
     assert message in refused.value.what
+
+
+def test_a_block_may_name_the_script_that_it_does_not_run():
+    script = "if [ ! -f a/pretrain_gpt.py ]; then\necho no pretrain_gpt.py\nfi" + RUN
+    script = script.replace("$N", "2")
+    *_, command = ShellScript("train.sh", [], {}, ("pretrain_gpt.py",)).commands(script)
+    assert command.words == ["torchrun", "pretrain_gpt.py", "--num-layers", "2"]
 
 
 def test_a_value_from_the_caller_stands_for_one_that_cannot_be_followed():
@@ -255,12 +278,12 @@ def test_every_flag_a_script_is_known_to_carry_is_accounted_for():
     --check-for-nan-in-loss-and-grad --seed 1 --use-mcore-models --transformer-impl local
     --no-gradient-accumulation-fusion --use-flash-attn --overlap-grad-reduce --overlap-param-gather
     --manual-gc --no-masked-softmax-fusion --no-create-attention-mask-in-dataloader
-    --use-cpu-initialization"""
+    --use-cpu-initialization --deterministic-mode"""
     found = notes("torchrun pretrain_gpt.py " + known)
     assert not [was for was, (group, _, _) in found.items() if group == UNSUPPORTED]
     assert "2 --num-virtual" not in found["--num-layers-per-virtual-pipeline-stage 2"][1]
     refused = """--mock-data --loss-scale-windows --untie-embeddings-and-output-weights --no-load-rng
-    --exit-signal --log-progress --iterations-to-skip --deterministic-mode --swiglu --num-experts"""
+    --exit-signal --log-progress --iterations-to-skip --swiglu --num-experts"""
     for flag in refused.split():
         group, now, why = notes(f"torchrun pretrain_gpt.py {flag}")[flag]
         assert (group, now) == (UNSUPPORTED, "")
@@ -278,6 +301,9 @@ def test_every_flag_a_script_is_known_to_carry_is_accounted_for():
         ("--num-layers 24 --pipeline-model-parallel-size 4 --num-layers-per-virtual-pipeline-stage 3",
          "--num-layers-per-virtual-pipeline-stage 3",
          "--pipeline-schedule Interleaved1F1B --num-virtual-stages-per-pipeline-rank 2"),
+        ("--num-layers 24 --num-layers-per-virtual-pipeline-stage 2",
+         "--num-layers-per-virtual-pipeline-stage 2",
+         "--pipeline-schedule Interleaved1F1B --num-virtual-stages-per-pipeline-rank 12"),
         ("--tokenizer-type GPTSentencePieceTokenizer", "--tokenizer-type GPTSentencePieceTokenizer",
          "--tokenizer-type SentencePieceTokenizer"),
         ("--rampup-batch-size 4 4 40 --global-batch-size 8 --train-iters 20 --lr-warmup-iters 3",
@@ -293,6 +319,18 @@ def test_what_serves_in_place_of_a_flag_stands_in_the_command(flags, was, now):
     words = " ".join(translation.words)
     assert now in words
     assert was.split()[0] not in words.split() or was.split()[0] == now.split()[0]
+
+
+def test_a_growing_batch_without_a_decay_of_its_own_has_the_one_of_megatron():
+    words = "torchrun pretrain_gpt.py --rampup-batch-size 4 4 40 --train-iters 20".split()
+    translation = translate(parts_of([*words, "--global-batch-size", "8"]))
+    assert translation.flags["--lr-decay-samples"] == ("160",)
+    assert int(translation.flags["--train-samples"][0]) < 160
+    assert not [note for note in translation.notes if "--lr-decay-iters" in note.was]
+    [added] = [note for note in translation.notes if note.now.startswith("--lr-decay-samples")]
+    assert (added.group, added.was) == (ADDED, "") and "iterations times" in added.why
+    unknown = translate(parts_of(words))  # the batch that it grows to
+    assert unknown.flags["--train-iters"] == ("20",) and "--train-samples" not in unknown.flags
 
 
 @pytest.mark.parametrize(
