@@ -15,14 +15,22 @@ from dataclasses import dataclass, field
 
 from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.translation.command import is_training
+from megatron_yuyuan.translation.shell_variables import (
+    FORGETS,
+    LOOPS,
+    after_equals,
+    assignment,
+    changed_by,
+    head,
+    plain,
+    set_by,
+)
 from megatron_yuyuan.translation.shell_words import (
-    ARITHMETIC,
     Array,
     Operator,
     Part,
     Token,
     Word,
-    at_home,
     parts_of,
     tokens,
 )
@@ -34,19 +42,7 @@ WITHIN = {"then", "else", "elif", "do", "!", "time"}
 """Words before a command that is looked at all the same."""
 DECLARES = {"export", "declare", "typeset", "local", "readonly"}
 REFUSED = {"source", ".", "eval", "shift"}
-LOOPS = {"for", "select"}
-FORGETS = {"read", "unset", "mapfile", "readarray", "getopts"} | LOOPS
-"""Words that give other values to the variables they name."""
 ENDS = {"\n", ";", "&", "&&", "||", "|", ";;"}
-NAME = re.compile(r"[A-Za-z_]\w*")
-ELEMENT = re.compile(r"([A-Za-z_]\w*)\[")
-"""Of NAME[0]=word."""
-CHANGED = re.compile(
-    r"([A-Za-z_]\w*)(?:\[[^]]*\])?\s*(?:\+\+|--|(?:[-+*/%&|^]|<<|>>)?=(?!=))"
-    r"|(?:\+\+|--)([A-Za-z_]\w*)"
-)
-"""What ((...)) sets."""
-ASSIGNED = re.compile(r"([A-Za-z_]\w*)(\+?)=")
 NAMED = re.compile(r"(\w+|[@*])(\[[@*]\])?(?:(:?[-=?])(.*))?", re.DOTALL)
 
 
@@ -90,19 +86,19 @@ class ShellScript:
         """Note what a statement does to the variables; return its command, if it has one."""
         words = self._past_keywords(statement)
         assigned = []
-        while words and (found := _assignment(words[0])):
+        while words and (found := assignment(words[0])):
             assigned.append((words.pop(0), found))
         if not words:
             for word, name_and_sign in assigned:
                 self._assign(word, *name_and_sign)
             return None
-        line, first = words[0].line, _plain(words[0])
-        if first in REFUSED or (first == "set" and any(_plain(w) == "--" for w in words)):
+        line, first = words[0].line, plain(words[0])
+        if first in REFUSED or (first == "set" and any(plain(w) == "--" for w in words)):
             raise self._cannot_follow(line, f"`{first}`", "it may set any variable")
         if first in DECLARES:
             self._declare(words[1:], exports=first == "export")
-        for name in _changed(words):
-            self._forget(name, line, f"`{_head(words[0])}`")
+        for name in changed_by(words):
+            self._forget(name, line, f"`{head(words[0])}`")
         if first in DECLARES | FORGETS:
             return None
         return self._command(line, words)
@@ -110,7 +106,7 @@ class ShellScript:
     def _past_keywords(self, words: list[Word | Array]) -> list[Word | Array]:
         """Follow the borders of blocks; what is left is a simple command, or the head of a loop."""
         while words:
-            first = _plain(words[0])
+            first = plain(words[0])
             if first in OPENS:
                 self._blocks.append(first)
                 if first in LOOPS:
@@ -146,8 +142,8 @@ class ShellScript:
     def _declare(self, words: list[Word | Array], exports: bool) -> None:
         """What follows export and its like."""
         for word in words:
-            assigned = _assignment(word)
-            name = assigned[0] if assigned else _plain(word) or ""
+            assigned = assignment(word)
+            name = assigned[0] if assigned else plain(word) or ""
             if assigned:
                 self._assign(word, *assigned)
             value = self.variables.get(name)
@@ -165,7 +161,7 @@ class ShellScript:
             if isinstance(word, Array):
                 self.variables[name] = before + [v for w in word.words for v in self._expand(w)]
             else:
-                value = self._joined(_after_equals(word), word.line)
+                value = self._joined(after_equals(word), word.line)
                 self.variables[name] = ["".join(before[:1]) + value, *before[1:]]
         except ConfigError as error:
             self.variables[name] = error
@@ -217,7 +213,7 @@ class ShellScript:
         if part.kind == "command":
             raise self._cannot_follow(line, f"the output of {part.value}", "nothing is run here")
         if part.kind == "arithmetic":
-            for name in _set_by(part.value):
+            for name in set_by(part.value):
                 self._forget(name, line, "`$((`")
             joined = self._joined(parts_of(part.value, self.name, line), line)
             try:
@@ -302,49 +298,3 @@ def _statements(stream: Iterator[Token]) -> Iterator[tuple[str, list[Word | Arra
         else:
             statement.append(token)
     yield before, statement
-
-
-def _plain(word: Word | Array) -> str | None:
-    """The text of a word without quotes and expansions; None of another."""
-    if isinstance(word, Array) or any(part.kind != "text" or part.quoted for part in word.parts):
-        return None
-    return "".join(part.value for part in word.parts)
-
-
-def _head(word: Word | Array) -> str:
-    """The text that a word begins with; nothing where a quote or an expansion is first."""
-    parts = word.parts[:1] if isinstance(word, Word) else ()
-    return "".join(part.value for part in parts if part.kind == "text" and not part.quoted)
-
-
-def _changed(words: list[Word | Array]) -> list[str]:
-    """The variables that a command gives other values, beside assignments and declarations."""
-    first = _plain(words[0])
-    named = words[1:2] if first in LOOPS else words[1:] if first in FORGETS else []
-    names = [found[0] for word in named if (found := NAME.match(_plain(word) or ""))]
-    computed = words[1:] if first == "let" else words[:2]
-    for word in computed:
-        if isinstance(word, Word) and (first == "let" or word.parts[:1] == (ARITHMETIC,)):
-            names += _set_by("".join(part.value for part in word.parts))
-    element = ELEMENT.match(_head(words[0]))
-    return [*names, element[1]] if element else names
-
-
-def _set_by(computed: str) -> list[str]:
-    """The variables that the inside of ((...)) sets."""
-    return [before or after for before, after in CHANGED.findall(computed)]
-
-
-def _assignment(word: Word | Array) -> tuple[str, bool] | None:
-    """(name, whether it adds) if the word is an assignment."""
-    if isinstance(word, Array):
-        return word.name.removesuffix("+"), word.name.endswith("+")
-    found = ASSIGNED.match(_head(word))
-    return (found[1], bool(found[2])) if found else None
-
-
-def _after_equals(word: Word) -> tuple[Part, ...]:
-    """The value of NAME=value."""
-    head, *rest = word.parts
-    _, _, value = head.value.partition("=")
-    return at_home((Part("text", value, False), *rest))
