@@ -28,12 +28,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """Open the model, read every shard, print a table. Raises ConfigError, DataError, UnsafeError."""
     options, begun = _parse(args), time.perf_counter()
     shards = {prefix: IndexedDataset(prefix) for prefix in options.data_path}
-    from megatron_yuyuan.checkpoint.hf_start import PREFIX
     from megatron_yuyuan.checkpoint.model import load_model  # torch: after --help and a wrong path
     from megatron_yuyuan.evaluate.perplexity import Windows, perplexity
 
-    directory = options.load.removeprefix(PREFIX)
-    loaded = load_model(directory, options.ckpt_step or None, options.device)
+    loaded = load_model(options.load, options.ckpt_step or None, options.device)
     length = window_length(options.seq_length, loaded.model.config.max_position_embeddings)
     stride, windows = options.stride or length, {}
     for prefix, shard in shards.items():

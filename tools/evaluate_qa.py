@@ -21,13 +21,14 @@ from pathlib import Path
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
 from megatron_yuyuan.data.files import AtomicFiles
-from megatron_yuyuan.data.medquad import QuestionAnswer, read_qa_jsonl
+from megatron_yuyuan.data.medquad import read_qa_jsonl
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.evaluate.answers import (
     Answered,
     Systems,
     read_predictions,
     score_systems,
+    spread,
     write_predictions,
 )
 from megatron_yuyuan.evaluate.answers_page import answers_page
@@ -84,9 +85,8 @@ def ask(options: argparse.Namespace) -> tuple[dict[str, list[Answered]], dict[st
     chosen = sampling(options)
     del chosen["max_new_tokens"]
     Sampling(**chosen)  # refuses a value before anything is loaded or asked
-    directory = options.load.removeprefix(PREFIX)
-    loaded = load_model(directory, options.ckpt_step or None, options.device)
-    name, systems = Path(directory).absolute().name, {}
+    loaded = load_model(options.load, options.ckpt_step or None, options.device)
+    name, systems = Path(options.load.removeprefix(PREFIX)).absolute().name, {}
     for decoding in decodings(options):
         questions, at_once = [pair.question for pair in pairs], options.batch_size
         answers = answer_all(loaded, questions, batch_size=at_once, **sampling(decoding))
@@ -101,13 +101,6 @@ def decodings(options: argparse.Namespace) -> list[argparse.Namespace]:
     """The options of every decoding that is scored: greedy first."""
     greedy = argparse.Namespace(**vars(options) | {"temperature": 0.0})
     return [greedy] if options.greedy_only else [greedy, options]
-
-
-def spread(pairs: list[QuestionAnswer], limit: int) -> list[QuestionAnswer]:
-    """`limit` of the pairs (0: all), evenly over the list: MedQuAD's files stand source by source."""
-    if not limit or len(pairs) <= limit:
-        return pairs
-    return [pairs[i * len(pairs) // limit] for i in range(limit)]
 
 
 def figures(scores: dict[str, Scores]) -> dict:

@@ -35,15 +35,17 @@ def main(args: Sequence[str] | None = None) -> None:
     from megatron_yuyuan.evaluate.facts import Cutoffs
     from megatron_yuyuan.evaluate.likelihood import LikelihoodScorer
 
-    settings = _settings(options)
-    loaded = load_model(options.load, options.ckpt_step or None, options.device)
-    cutoffs = Cutoffs(options.no_below, options.yes_above)
-    results = {
-        name: _judged(LikelihoodScorer(loaded), questions, cutoffs)
-        for name, questions in settings.items()
-    }
-    if options.html:
-        _write_html(options, results)
+    with AtomicFiles() as files:  # opened first: nobody waits for a page that cannot be written
+        html = files.open(options.html) if options.html else None
+        settings = _settings(options)
+        loaded = load_model(options.load, options.ckpt_step or None, options.device)
+        cutoffs = Cutoffs(options.no_below, options.yes_above)
+        results = {
+            name: _judged(LikelihoodScorer(loaded), questions, cutoffs)
+            for name, questions in settings.items()
+        }
+        if html:
+            html.write(_page(options, results).encode())
     if options.json:
         print(json.dumps(_as_json(results), indent=2, ensure_ascii=False))
     else:
@@ -83,9 +85,11 @@ def _judged(scorer, questions: list, cutoffs) -> tuple:
     begun = time.perf_counter()
     judgements, report = judge(scorer, questions), None
     if len(judgements) == 1 and judgements[0].refused:
-        from megatron_yuyuan.evaluate.clauses import refusal
+        from megatron_yuyuan.evaluate.statements import rewrite
 
-        raise refusal(questions[0].text, judgements[0].refused)
+        [one] = questions
+        for answer in (one.answer, *one.alternatives):
+            rewrite(one.text, answer)  # raises the refusal whole, with its remedy
     if len(questions) > 1 and all(question.label for question in questions):
         report = calibrated_report(judgements)
         cutoffs = report.cutoffs
@@ -142,15 +146,13 @@ def _as_json(results: dict) -> dict:
     }
 
 
-def _write_html(options: argparse.Namespace, results: dict) -> None:
+def _page(options: argparse.Namespace, results: dict) -> str:
     from megatron_yuyuan.evaluate.heat_map import heat_map
 
     judgements, cutoffs, _, _ = next(
         reversed(results.values())
     )  # with context, where both are there
-    with AtomicFiles() as files:
-        page = heat_map(judgements, cutoffs, Path(options.load).absolute().name)
-        files.open(options.html).write(page.encode())
+    return heat_map(judgements, cutoffs, Path(options.load).absolute().name)
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
@@ -189,6 +191,10 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--limit is a number of questions, 0 for all")
     if not options.no_below <= options.yes_above:
         parser.error("--no-below is at most --yes-above; between them the verdict is unsure")
+    if options.question is not None and options.limit:
+        parser.error("--limit is of a file of questions")
+    if not options.pubmedqa and options.setting != "both":
+        parser.error("--setting is of --pubmedqa")
     if options.question is None and (options.answer or options.alternative or options.context):
         parser.error("--answer, --alternative and --context belong to --question; a file has keys")
     return options

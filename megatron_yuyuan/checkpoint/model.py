@@ -23,6 +23,7 @@ from megatron_yuyuan.checkpoint.hf_directory import (
     read_tensors,
 )
 from megatron_yuyuan.checkpoint.hf_format import HuggingFaceWeights
+from megatron_yuyuan.checkpoint.hf_start import PREFIX
 from megatron_yuyuan.checkpoint.manifest import verify_export
 from megatron_yuyuan.checkpoint.newest import named_checkpoint
 from megatron_yuyuan.checkpoint.stored import StoredWeights
@@ -85,7 +86,7 @@ class LoadedModel:
 
 def open_model(directory: str | Path, iteration: int | None = None) -> StoredModel:
     """What `load_model` opens, with its weights left on the disk. Raises as `load_model`."""
-    directory = Path(directory)
+    directory = _directory(directory)
     if _is_huggingface(directory, iteration):
         verify_export(directory)
         config = read_config(directory)
@@ -117,7 +118,7 @@ def load_model(
         raise ConfigError(
             "device=cuda, but torch finds no CUDA", "the model would have nowhere to live", "cpu"
         )
-    directory = Path(directory)
+    directory = _directory(directory)
     if _is_huggingface(directory, iteration):
         return _open_huggingface(directory, device)
     path, state, tokenizer = _open_run(directory, iteration)
@@ -130,6 +131,11 @@ def load_model(
     if model.device.type == "cpu":
         store_by_columns(model)
     return LoadedModel(model, tokenizer, QuestionTemplate.from_dict(state["template"]), state, path)
+
+
+def _directory(named: str | Path) -> Path:
+    """A directory as --load names it, with or without hf:."""
+    return Path(str(named).removeprefix(PREFIX))
 
 
 def _is_huggingface(directory: Path, iteration: int | None) -> bool:
@@ -153,7 +159,14 @@ def load_divided_model(
     Joins the process group; the caller leaves it. Raises what `load_model` does, and ConfigErrors
     for a layout that does not fit.
     """
-    path, state, tokenizer = _open_run(Path(directory), iteration)
+    directory = _directory(directory)
+    if _is_huggingface(directory, iteration):
+        raise ConfigError(
+            f"{directory} is a Hugging Face directory",
+            "a model is divided from a checkpoint of a run",
+            f"tools/convert_checkpoint.py --from hf --load {directory} --save RUN, then --load RUN",
+        )
+    path, state, tokenizer = _open_run(directory, iteration)
     saved = from_dict(state["config"])
     config = Config(saved.model, parallel, saved.data, training=TrainingConfig(train_iters=1))
     config = config.replace(global_batch_size=mesh_module.world_size())

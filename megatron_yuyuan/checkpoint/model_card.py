@@ -48,7 +48,7 @@ generator({example!r}, max_new_tokens={new_tokens}, do_sample=False)
 
 Prompt and answer together have room for {positions} tokens.
 
-A question is asked with the prompt `{prompt}`; the answer follows as `{answer}` and ends with `<|endoftext|>`. A model
+A question is asked with the prompt `{prompt}`; the answer follows as `{answer}` and ends with `{end_of_text}`. A model
 that was only pretrained continues text and does not know this prompt.
 
 ## Limits
@@ -77,6 +77,7 @@ def model_card(source: StoredModel | LoadedModel, name: str, dtype: str = "float
         scores=_stated(source.path),
         prompt=source.template.prompt,
         answer=source.template.answer,
+        end_of_text=source.tokenizer.end_of_text,
         new_tokens=min(64, config.max_position_embeddings // 2),
         example=source.template.prompt_text("What is gout?"),
     )

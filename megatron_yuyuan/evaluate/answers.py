@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron_yuyuan.data.jsonl import bad_line, read_json_lines
+from megatron_yuyuan.data.medquad import QuestionAnswer
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.evaluate.scores import Scores, score
 
@@ -30,6 +31,13 @@ class Answered:
 
 Systems = Mapping[str, Sequence[Answered]]
 """What every system said to the same questions, in the same order."""
+
+
+def spread(pairs: list[QuestionAnswer], limit: int) -> list[QuestionAnswer]:
+    """`limit` of the pairs (0: all), evenly over the list: MedQuAD's files stand source by source."""
+    if not limit or len(pairs) <= limit:
+        return pairs
+    return [pairs[i * len(pairs) // limit] for i in range(limit)]
 
 
 def read_predictions(path: str | Path) -> dict[str, list[Answered]]:

@@ -88,4 +88,5 @@ def describe_sampling(options: argparse.Namespace) -> str:
         penalty = options.repetition_penalty
         penalised = f", repetition_penalty {penalty:g}" if penalty != 1 else ""
         return f"greedy, max_new_tokens {options.max_new_tokens}{penalised}"
-    return ", ".join(f"{name} {value:g}" for name, value in sampling(options).items())
+    named = sampling(options).items()
+    return ", ".join(f"{n} {v if isinstance(v, int) else format(v, 'g')}" for n, v in named)

@@ -193,7 +193,7 @@ def _noun_phrase(words: list[str], place: int) -> float:
     if is_preposition(words[place]) or bare(words[place]) in lexicon.CONJUNCTIONS | {"to"}:
         return IMPOSSIBLE
     symbol = any(letter.isdigit() for letter in words[place]) or words[place].isupper()
-    nouns = [word for word in words[:place] if not word.startswith("(")]
+    nouns = [word for word in words[:place] if not word.startswith("(")] or words[:place]
     plural = is_plural(nouns[-1]) or (is_plural_phrase(nouns) and is_adjective(words[place]))
     return (2.4 if plural else 4.0) + (1.5 if symbol else 0.0)
 

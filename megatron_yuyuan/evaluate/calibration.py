@@ -108,19 +108,21 @@ def calibrated_report(judgements: Sequence[Judgement], seed: int = 0) -> Report:
 def fit_cutoffs(judgements: Sequence[Judgement]) -> Cutoffs:
     """The two cutoffs of most right verdicts; of equal ones those that leave fewest unsure.
 
-    With right(no) counted up to every margin and right(yes) from every margin on, all pairs of N
-    margins are compared in N^2 steps of numpy.
+    A right verdict weighs more than all that are left unsure; what two cutoffs win is a sum of what each
+    wins, so one pass over the margins finds both.
     """
     known = sorted((one.margin, one.question.label) for one in judgements if not one.refused)
     margins, labels = np.array([m for m, _ in known]), np.array([label for _, label in known])
     counts = {v: np.concatenate([[0], np.cumsum(labels == v)]) for v in VERDICTS}
-    as_no, as_unsure = counts[NO][:, None], counts[UNSURE][None, :] - counts[UNSURE][:, None]
-    as_yes = counts[YES][-1] - counts[YES][None, :]  # [first i are no, from j on yes], i <= j
-    places = np.arange(len(known) + 1)
-    between = places[None, :] - places[:, None]
-    right = np.where(between < 0, -1.0, as_no + as_unsure + as_yes - between / (len(known) + 2))
-    low, high = np.unravel_index(right.argmax(), right.shape)
-    return Cutoffs(_between(margins, int(low)), _between(margins, int(high)))
+    places, weight = np.arange(len(known) + 1), len(known) + 2
+    below = weight * (counts[NO] - counts[UNSURE]) + places  # the first i are no
+    above = weight * (counts[UNSURE] - counts[YES]) - places  # from j on they are yes, i <= j
+    within = np.concatenate([[False], margins[1:] == margins[:-1], [False]])
+    below[within] = above[within] = -weight * weight  # no cutoff parts equal margins
+    best_above = np.maximum.accumulate(above[::-1])[::-1]
+    low = int((below + best_above).argmax())
+    high = low + int(above[low:].argmax())
+    return Cutoffs(_between(margins, low), _between(margins, high))
 
 
 def macro_f1(labels: Sequence[str], verdicts: Sequence[str]) -> float:

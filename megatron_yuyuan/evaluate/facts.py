@@ -96,7 +96,9 @@ def _state(question: Question, scorer: LikelihoodScorer) -> Judgement:
         others = [_alternative(question, other, scorer) for other in question.alternatives]
     except DataError as error:
         return Judgement(question, refused=error.why)
-    return Judgement(question, (both.affirmative, both.negative, *others))
+    own = (both.affirmative, both.negative)
+    rivals = [other for other in others if other not in own]  # no statement is its own
+    return Judgement(question, (*own, *rivals))
 
 
 def _alternative(question: Question, other: str, scorer: LikelihoodScorer) -> str:

@@ -33,6 +33,7 @@ HAND_JUDGED = (5, 200)
 SEPARATORS = r"(?:: |; |\. |\? |! | - |- | – | — |--| -- )"
 OPENERS = "|".join(sorted(lexicon.AUXILIARIES))
 CONTRACTED = r"(?:n't|n’t)"
+INDEFINITE = {"someone", "anyone", "everyone", "nobody"}
 CANNOT = {"can't": "can", "cannot": "can", "won't": "will", "shan't": "shall"}
 
 
@@ -160,7 +161,11 @@ def _yes_no(auxiliary: str, words: list[str], topic: str) -> tuple[str, list[Cla
         return topic, [clause(auxiliary, words[:1], words[1:])]
     if _means_topic(auxiliary, words, topic):
         return "", [clause(auxiliary, topic.split(), words[1:])]
-    if bare(words[0]) in lexicon.PRONOUNS - {"one", "these", "those"}:
+    first, second = bare(words[0]), bare(words[1])
+    described = is_preposition(words[1]) or second in lexicon.RELATIVES
+    if first in lexicon.PRONOUNS - {"one", "these", "those"} and not (
+        described and first in INDEFINITE  # `everyone with HPV | get cancer`
+    ):
         return topic, [clause(auxiliary, words[:1], words[1:])]
     doubled = _second_be(auxiliary, words)
     if doubled:

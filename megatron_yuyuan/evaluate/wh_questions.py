@@ -64,6 +64,8 @@ def _subject_or_object(kind: str, rest: list[str], answer: list[str]) -> Clause 
         return clause(_agree(auxiliary, answer), answer, [base, *tail])
     if not tail:
         return None
+    if kind == "what" and not noun and "do" in map(bare, tail):
+        return _done(verb, tail, answer)
     if verb in lexicon.DO:
         return _object(verb, tail, answer)
     if is_preposition(tail[-1]) and len(tail) > 2 and not _is_predicate(verb, tail):
@@ -75,6 +77,14 @@ def _subject_or_object(kind: str, rest: list[str], answer: list[str]) -> Clause 
     if verb in lexicon.BE and not noun:
         return clause(_agree(verb, answer), answer, tail)
     return _object(verb, tail, answer)
+
+
+def _done(auxiliary: str, tail: list[str], answer: list[str]) -> Clause | None:
+    """`What does aspirin do?` asks for the verb and all behind it."""
+    verb = base_form(answer[0])
+    if bare(tail[-1]) != "do" or len(tail) < 2 or verb is None:
+        return None
+    return clause(auxiliary, tail[:-1], [verb[0], *answer[1:]])
 
 
 def _verb_place(kind: str, rest: list[str]) -> int | None:

@@ -40,6 +40,13 @@ def test_a_hugging_face_directory_has_no_iterations(repository, opens):
         opens(repository / "tests" / "golden" / "export", 500)
 
 
+def test_a_hugging_face_directory_is_not_divided(repository):
+    directory = f"hf:{repository / 'tests' / 'golden' / 'export'}"
+    with pytest.raises(ConfigError, match="is a Hugging Face directory"):
+        load_divided_model(directory, None, ParallelConfig(2, device="cpu"))
+    assert load_model(directory).path.name == "export"
+
+
 def test_a_layout_that_does_not_fit_is_refused(run):
     with pytest.raises(ConfigErrors, match="num_attention_heads=4 cannot be divided"):
         load_divided_model(run, None, ParallelConfig(tensor_model_parallel_size=3, device="cpu"))

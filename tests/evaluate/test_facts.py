@@ -312,3 +312,25 @@ def test_the_heat_map_shows_every_token_escaped_and_darker_where_it_surprises():
         assert text in page
     assert "<script" not in page and "<b>" not in page and 'title="-99.00"' in page
     assert "yes (margin +46.7500 nats a token), labelled no; 4 tokens of the context" in page
+
+
+def test_a_statement_is_not_its_own_rival():
+    """Neither an answer that is among the alternatives, nor one of a yes/no question."""
+    plain, listed, answered = judge(
+        Believer("prevents", "acid causes"),
+        [
+            Question("Does aspirin prevent stroke?"),
+            Question("What causes gout?", "uric acid", ("Uric acid", "salt")),
+            Question("Does aspirin prevent stroke?", "yes", ("no",)),
+        ],
+    )
+    assert plain.margin == listed.margin == answered.margin == 2.0
+    assert listed.statements[2:] == ("Salt causes gout.",)
+
+
+def test_equal_margins_are_not_parted():
+    known = [judged(0.0, label) for label in ("no", "yes", "yes", "yes")]
+    cutoffs = fit_cutoffs(known)
+    assert {one.verdict(cutoffs) for one in known} == {"yes"}
+    many = [judged(float(n), "yes" if n > 7 else "no") for n in range(60_000)]
+    assert fit_cutoffs(many) == Cutoffs(7.5, 7.5)  # all pairs of margins would be 29 GB

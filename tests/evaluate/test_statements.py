@@ -200,3 +200,23 @@ def test_verbs_are_inflected(base, third, past):
 )
 def test_the_number_of_a_phrase(phrase, plural):
     assert english.is_plural_phrase(phrase.split()) is plural
+
+
+@pytest.mark.parametrize("subject", ["(18)F-FDG PET/CT", "(99m)Tc scintigraphy", "(n-3) fat"])
+def test_a_subject_may_begin_with_a_bracket(subject):
+    assert rewrite(f"Is {subject} useful?").affirmative == f"{subject} is useful."
+
+
+def test_whom_it_means_may_be_described():
+    both = rewrite("Does everyone with HPV get cancer?")
+    assert both.affirmative == "Everyone with HPV gets cancer."
+    assert both.negative == "Not everyone with HPV gets cancer."
+    assert rewrite("Is everyone at risk?").affirmative == "Everyone is at risk."
+
+
+def test_what_something_does_is_a_verb():
+    both = rewrite("What does aspirin do?", "inhibits COX")
+    assert both.affirmative == "Aspirin inhibits COX."
+    assert both.negative == "Aspirin does not inhibit COX."
+    with pytest.raises(DataError):
+        rewrite("What does aspirin do?", "nothing")

@@ -25,10 +25,11 @@ from megatron_yuyuan.cli import ArgumentParser, run_command
 from megatron_yuyuan.config import IGNORE, Config
 from megatron_yuyuan.config_toml import load_toml, to_toml
 from megatron_yuyuan.data.loader import Batch, Dataset, read_batch
-from megatron_yuyuan.data.medquad import QuestionAnswer, read_qa_jsonl
+from megatron_yuyuan.data.medquad import read_qa_jsonl
 from megatron_yuyuan.data.template import TEMPLATE
 from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
-from megatron_yuyuan.evaluate.answers import Answered, score_systems
+from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.evaluate.answers import Answered, score_systems, spread
 from megatron_yuyuan.evaluate.generate import answer_all
 from megatron_yuyuan.evaluate.scores import report
 from megatron_yuyuan.log import read_metrics
@@ -138,8 +139,10 @@ def main() -> None:
     options = _parse()
     config = configuration(options)
     tokenizer = read_tokenizer(options.load.removeprefix(PREFIX))
-    pairs: list[QuestionAnswer] = list(read_qa_jsonl(options.data))
-    pairs = [pairs[i * len(pairs) // options.limit] for i in range(options.limit)]
+    pairs = spread(list(read_qa_jsonl(options.data)), options.limit)
+    if not pairs:
+        what, remedy = f"no question in {options.data}", "a JSONL file of question and answer"
+        raise DataError(what, "there is nothing to score", remedy)
     questions, references = [p.question for p in pairs], [p.answer for p in pairs]
     with tempfile.TemporaryDirectory() as directory:
         our_losses = finetune_ours(config, directory)
