@@ -84,10 +84,11 @@ def show(card: dict) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=card["prefix"], show_header=False)
+    table = Table(title=Text(card["prefix"]), show_header=False)
     for name, value in lines:
-        table.add_row(name, value)
+        table.add_row(Text(name), Text(value))  # no markup: texts of the data stand in it
     Console().print(table)
 
 

@@ -101,11 +101,12 @@ def _open(named: Sequence[str]) -> dict[str, Tokenizer]:
 def _print(comparison: TokenizerComparison, measures: dict[str, Measures]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("", *measures)
-    table.columns[0].no_wrap = True
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table()
+    table.add_column(no_wrap=True)
+    for name in measures:
+        table.add_column(Text(name), justify="right")  # a name is no markup
     for label, text in _rows(measures.values()):
         table.add_row(label, *text)
     console = Console()

@@ -147,8 +147,12 @@ def _recipes(options) -> list[Recipe]:
 
 
 def _prepare_questions(options, sources: list[Source], tokenizer: Tokenizer) -> None:
-    started, shares = time.monotonic(), options.split or DEFAULT_SHARES.get(sources[0].format)
-    _refuse_flags_of_texts(options, sources[0])
+    known = [
+        source for source in sources if source.format != UNKNOWN
+    ]  # hold_questions has found one
+    defaults = [DEFAULT_SHARES[s.format] for s in known if s.format in DEFAULT_SHARES]
+    started, shares = time.monotonic(), options.split or next(iter(defaults), None)
+    _refuse_flags_of_texts(options, known[0])
     with AtomicFiles() as files:
         where = options.output_prefix, files, options.skip_bad_files
         shards, report = write_questions(sources, shares, tokenizer, *where)

@@ -14,12 +14,14 @@ a text.
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
 from megatron_yuyuan.data.sentencepiece_model import train_sentencepiece
 from megatron_yuyuan.data.sources import add_input_arguments, find_sources, read_texts
-from megatron_yuyuan.data.tokenizer import read_tokenizer, train_bpe
+from megatron_yuyuan.data.tokenizer import GPT2_PAIRS, Tokenizer, read_tokenizer, train_bpe
+from megatron_yuyuan.data.tokenizer_base import TOKENIZER_FILES
 from megatron_yuyuan.errors import ConfigError, DataError
 
 LEARNERS = {
@@ -64,8 +66,8 @@ def main(args: Sequence[str] | None = None) -> None:
             "an input with text in it",
         )
     directory = Path(options.output_dir)
-    kept = any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
-    if kept and read_tokenizer(directory).fingerprint != tokenizer.fingerprint:
+    names = {*TOKENIZER_FILES, *chain.from_iterable(GPT2_PAIRS)}
+    if any((directory / name).exists() for name in names) and not _is_there(directory, tokenizer):
         raise ConfigError(
             f"{options.output_dir} holds another tokenizer",
             "shards and checkpoints may have been made with it",
@@ -82,6 +84,14 @@ def main(args: Sequence[str] | None = None) -> None:
             f"note: the texts hold no more than {tokenizer.vocab_size} tokens; "
             f"{options.vocab_size} were asked for"
         )
+
+
+def _is_there(directory: Path, tokenizer: Tokenizer) -> bool:
+    """Whether a directory holds this very tokenizer: not another one, nor half of one."""
+    try:
+        return read_tokenizer(directory).fingerprint == tokenizer.fingerprint
+    except DataError:
+        return False
 
 
 if __name__ == "__main__":

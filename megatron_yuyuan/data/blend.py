@@ -35,7 +35,7 @@ class BlendedDataset:
     def __init__(self, datasets: Sequence, weights: Sequence[float] | None, seed: int | None):
         self.datasets, self.key = list(datasets), mix(seed or 0)
         sizes = [len(dataset) for dataset in datasets]
-        self.counts = sizes if weights is None else block_counts(weights, sizes)
+        self.counts = sizes if weights is None else block_counts(weights, sizes, seed is None)
         self._ends = list(itertools.accumulate(self.counts))
         self.block = self._ends[-1]
         self._blocks = min(size // count for size, count in zip(sizes, self.counts, strict=True))
@@ -66,11 +66,14 @@ def blend(datasets: Sequence, weights: Sequence[float] | None, seed: int | None)
     return found[0] if found else None
 
 
-def block_counts(weights: Sequence[float], sizes: Sequence[int]) -> list[int]:
+def block_counts(
+    weights: Sequence[float], sizes: Sequence[int], validates: bool = False
+) -> list[int]:
     """Samples of each data set in one block, by the largest remainder.
 
     A block is no larger than what can be read in these proportions before a data set of `sizes`
-    begins anew. Raises ConfigError: a count of 0.
+    begins anew. validates: samples may be so few that a share gives none; then each data set gives one.
+    Raises ConfigError: a count of 0.
     """
     shares = [weight / sum(weights) for weight in weights]
     readable = min(size / share for size, share in zip(sizes, shares, strict=True))
@@ -80,6 +83,8 @@ def block_counts(weights: Sequence[float], sizes: Sequence[int]) -> list[int]:
     by_remainder = sorted(range(len(exact)), key=lambda k: counts[k] - exact[k])
     for k in by_remainder[: block - sum(counts)]:
         counts[k] += 1
+    if 0 in counts and validates:
+        return [max(1, count) for count in counts]
     if 0 in counts:
         weight = weights[counts.index(0)]
         raise ConfigError(

@@ -43,6 +43,8 @@ class ByteLevelBPE(Tokenizer):
         backend.encode_special_tokens = True
         backend.no_truncation()
         backend.no_padding()
+        if isinstance(backend.model, models.BPE):
+            backend.model.dropout = None  # chance is for training: ids are a function of the text
         self._backend, self._vocab, self._merges = backend, vocab, merges
         if END_OF_TEXT not in vocab:
             raise _no_end_of_text(source)
@@ -119,9 +121,15 @@ class ByteLevelBPE(Tokenizer):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex sha256 over the sorted (token, id) pairs and the merges."""
-        content = [sorted(self._vocab.items(), key=itemgetter(0)), self._merges]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        """Hex sha256 over the sorted (token, id) pairs, the merges and, where ids depend on more than
+        these (see `gpt2_json`), the other rules."""
+        content: list = [sorted(self._vocab.items(), key=itemgetter(0)), self._merges]
+        if self.gpt2_json() is None:
+            rules = json.loads(self._backend.to_str())
+            content.append(
+                [rules[n] for n in ("normalizer", "pre_tokenizer", "added_tokens", "model")]
+            )
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def gpt2_json(self) -> str | None:
         """A tokenizer.json of this vocabulary without special tokens, for another implementation;

@@ -7,6 +7,7 @@ case and punctuation aside. A string of 8 to 12 words, as many a question is, co
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -127,7 +128,7 @@ def words_of(text: str) -> list[bytes]:
     """The runs of letters and digits in a text, casefolded, in UTF-8."""
     text = text.casefold()
     if not text.isascii():
-        text = FOREIGN_MARK.sub(" ", text)
+        text = FOREIGN_MARK.sub(" ", unicodedata.normalize("NFC", text))
     return text.encode().translate(ASCII_WORDS).split()
 
 

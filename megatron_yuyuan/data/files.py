@@ -88,7 +88,8 @@ def _decompressed(raw: io.BufferedReader, magic: bytes, path: str | Path) -> Inp
                 "the package zstandard reads it, and is not installed",
                 "pip install 'megatron_yuyuan[fast]', or decompress the file",
             ) from None
-        return io.BufferedReader(_ZstdFrames(raw, zstandard.ZstdDecompressor()))
+        unzip = zstandard.ZstdDecompressor(max_window_size=1 << 31)  # what `zstd --long=31` writes
+        return io.BufferedReader(_ZstdFrames(raw, unzip))
     return raw
 
 

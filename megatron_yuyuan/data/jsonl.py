@@ -83,6 +83,8 @@ def read_jsonl_texts(
 
 def _block_decoder(key: str) -> Callable[[bytes], list[str] | None]:
     """Block of lines -> their texts, or None where only the careful way will do."""
+    if '"' in key or "\\" in key or not key.isprintable():  # msgspec names no such key
+        return lambda block: None
     try:
         import msgspec
     except ImportError:

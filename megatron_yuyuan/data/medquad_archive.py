@@ -55,6 +55,8 @@ def unpack_medquad(archive: bytes, folder: Path, commit: str, tree: str) -> int:
             "the same command again; --base-url names another copy",
         )
     unpacked = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     wanted = {path: content for path, content in files.items() if path.endswith(".xml")}
     try:
         for path, content in {**wanted, MARK: f"{commit}\n".encode()}.items():

@@ -58,18 +58,19 @@ class Preparation:
     def done(self, unit: Unit) -> dict | None:
         """What the scan of a unit left, or None if it is (or with a bad file: must be) scanned yet."""
         found = UnitFiles(self.folder, unit.number).done(unit.fingerprint)
-        if found and not self.skip_bad_files and any("error" in part for part in found["parts"]):
-            return None
-        return found
+        return None if found and _is_bad(found) and not self.skip_bad_files else found
 
     def scan(
         self, units: Sequence[Unit], encoder: Encoder, processes: int, progress: Progress
     ) -> None:
-        """Scan those of the units that are not done. Raises DataError: a bad file; LostError."""
+        """Scan those of the units that are not done, or had a bad file, which may be mended. Raises
+        DataError: a bad file; LostError."""
         make_folder(self.folder)
-        missing = [unit for unit in units if self.done(unit) is None]
-        remove_temporary(self.folder, [UnitFiles(self.folder, u.number).path("") for u in missing])
-        otherwise = sum(UnitFiles(self.folder, u.number).path("json").exists() for u in missing)
+        files = {unit: UnitFiles(self.folder, unit.number) for unit in units}
+        found = {unit: files[unit].done(unit.fingerprint) for unit in units}
+        missing = [unit for unit, done in found.items() if done is None or _is_bad(done)]
+        remove_temporary(self.folder, [files[unit].path("") for unit in missing])
+        otherwise = sum(files[u].path("json").exists() for u in missing if found[u] is None)
         progress.resume(units, missing, otherwise)
         scanner = Scanner(
             self.sources, self.recipe, encoder, self.tokenizer, self.folder, self.skip_bad_files
@@ -92,7 +93,7 @@ class Preparation:
                 f"dropped: {', '.join(dropped + bad) or 'nothing'}",
                 "an input with text in it, other filters, or another --input-format",
             )
-        remove_temporary(Path(self.shard).parent, [Path(self.shard)])
+        remove_temporary(Path(self.shard).parent, [Path(f"{self.shard}.")])
         writer = IndexedDatasetWriter(self.shard, dtype_for(self.tokenizer.vocab_size), files)
         check_space(writer.prefix, _bytes_of_shard(scanned, reasons, writer.dtype.itemsize))
         for unit in scanned:
@@ -131,6 +132,11 @@ class Preparation:
             "sources": read,
             "report": report,
         }
+
+
+def _is_bad(done: dict) -> bool:
+    """Whether a unit that was scanned had a file that could not be read."""
+    return any("error" in part for part in done["parts"])
 
 
 @dataclass(frozen=True)

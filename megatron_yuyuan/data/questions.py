@@ -11,7 +11,7 @@ from megatron_yuyuan.data.medquad import SPLITS, QuestionAnswer, assign_splits, 
 from megatron_yuyuan.data.sources import Source, read_questions
 from megatron_yuyuan.data.template import TEMPLATE
 from megatron_yuyuan.data.tokenizer import Tokenizer
-from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.errors import ConfigError, DataError
 
 DEFAULT_SHARES = {"medquad-xml": (90, 5, 5)}
 """Format -> shares of training, validation and test; other formats are not divided unless asked."""
@@ -60,10 +60,21 @@ def write_questions(
         if chosen:
             name = f"{prefix}_{split}" if split else prefix
             if split:
+                _refuse_input(Path(f"{name}.jsonl"), sources)
                 write_jsonl(files.open(f"{name}.jsonl"), chosen)
             shards.append(_write_shard(f"{name}_qa_document", chosen, tokenizer, files))
             shards[-1].finish(description)
     return shards, report
+
+
+def _refuse_input(output: Path, sources: Sequence[Source]) -> None:
+    """Raises ConfigError for a part that would take the place of an input."""
+    if output.resolve() in {source.path.resolve() for source in sources}:
+        raise ConfigError(
+            f"{output} is an input, and would be replaced by a part of it",
+            "what stands in the other parts would be gone from it",
+            "another --output-prefix",
+        )
 
 
 def _write_shard(

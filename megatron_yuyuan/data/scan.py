@@ -33,7 +33,7 @@ from megatron_yuyuan.data.tokenizer_base import Tokenizer
 from megatron_yuyuan.errors import DataError, UnsafeError
 from megatron_yuyuan.faults import fault_point
 
-VERSION = 1
+VERSION = 2
 """Of what is kept and how it is recorded. Another one makes every unit again."""
 UNIT_BYTES = 16 << 20
 """Of input in a unit, about; a compressed file counts four times its size."""

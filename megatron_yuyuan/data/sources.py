@@ -1,5 +1,6 @@
 """From the paths on a command line to documents or questions: which files, in which format."""
 
+import os
 import re
 from argparse import ArgumentParser
 from collections import Counter
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_yuyuan.data.cleaning import read_plain_text
-from megatron_yuyuan.data.files import describe_source, open_input
+from megatron_yuyuan.data.files import cannot_read, describe_source, open_input
 from megatron_yuyuan.data.jats import read_jats
 from megatron_yuyuan.data.jsonl import Notice, first_keys, read_jsonl_texts
 from megatron_yuyuan.data.medquad import QuestionAnswer, drop_repeats, read_medquad, read_qa_jsonl
@@ -220,14 +221,15 @@ def detect_format(path: Path) -> str:
 
 def _files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if not path.is_dir():
-        with open_input(path):  # a path that is not there is no bad file to go on without
-            return [path]
-    files = sorted(
+        try:
+            path.open("rb").close()  # a path that is not there is no bad file to go on without
+        except OSError as error:
+            raise cannot_read(path, error) from None
+        return [path]
+    files = sorted(  # a broken link is refused when it is opened
         file
-        for file in path.rglob("*")
-        if file.suffix in suffixes
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        for file in _walk(path)
+        if file.suffix in suffixes and (file.is_file() or not file.exists())
     )
     if not files:
         raise DataError(
@@ -236,3 +238,21 @@ def _files_of(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
             "the folder that holds the files; --input-format text for a folder of .txt",
         )
     return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files under a folder that are not hidden: links are followed, and each folder is entered once."""
+
+    def refuse(error: OSError):
+        raise cannot_read(error.filename, error)
+
+    seen: set[tuple[int, int]] = set()
+    for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        state = os.stat(where)
+        place = state.st_dev, state.st_ino
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(where, name) for name in names if not name.startswith("."))

@@ -129,3 +129,12 @@ def test_weights_that_are_none_are_refused(words, what):
     with pytest.raises(ConfigError, match=what) as error:
         parse_blend(words.split(), "--data-path")
     assert f"--data-path {words}" in error.value.what
+
+
+def test_a_small_validation_blend_reads_every_shard():
+    parts = [Numbers("a", 8), Numbers("b", 1)]
+    blended = BlendedDataset(parts, [0.95, 0.05], None)
+    assert blended.counts == [8, 1]
+    assert sorted(read(blended, 9)) == [*(("a", n) for n in range(8)), ("b", 0)]
+    with pytest.raises(ConfigError, match="gives none"):
+        BlendedDataset(parts, [0.95, 0.05], 1)

@@ -139,3 +139,24 @@ def test_unusable_tokenizer_json_is_refused(tmp_path):
     file.write_text(json.dumps(ordinary))
     with pytest.raises(DataError, match="would become the token"):
         ByteLevelBPE.from_json(file)
+
+
+@pytest.mark.parametrize(
+    "change", [{"normalizer": {"type": "Lowercase"}}, {"pre_tokenizer": None}], ids=str
+)
+def test_rules_that_change_the_ids_change_the_fingerprint(tmp_path, change):
+    TRAINED.save(tmp_path)
+    document = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps(document | change))
+    other = ByteLevelBPE.from_json(tmp_path / "other.json")
+    text = "Gout is  A disease of the joints."
+    assert other.encode(text) != TRAINED.encode(text)  # not vacuous
+    assert other.fingerprint != TRAINED.fingerprint
+
+
+def test_dropout_is_not_for_encoding(tmp_path):
+    document = json.loads(TRAINED.files()["tokenizer.json"])
+    document["model"]["dropout"] = 0.5
+    (tmp_path / "t.json").write_text(json.dumps(document))
+    opened = ByteLevelBPE.from_json(tmp_path / "t.json")
+    assert all(opened.encode(TEXTS[0]) == TRAINED.encode(TEXTS[0]) for _ in range(30))

@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -183,3 +184,11 @@ def test_real_questions_are_found_in_real_abstracts(real_data):
         texts[place] += f" {question}"
     found = {place for place, text in enumerate(texts) if decontaminator.overlap(text)}
     assert found == set(chosen)
+
+
+def test_the_unicode_form_does_not_hide_a_copy(tmp_path):
+    words = "Does naïve élan therapy lower the café risk of colorectal cancer in older adults"
+    forms = [unicodedata.normalize(form, words) for form in ("NFC", "NFD")]
+    assert forms[0] != forms[1]
+    for one, other in (forms, forms[::-1]):
+        assert written(tmp_path / "test.txt", one.encode()).overlap(other)

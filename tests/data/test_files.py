@@ -105,3 +105,10 @@ def test_a_source_is_what_its_md5_file_says(tmp_path):
     (tmp_path / "a.xml.gz.md5").write_text("MD5(a.xml.gz)= " + "0" * 32)
     with pytest.raises(DataError, match=f"md5 {digest}, and a.xml.gz.md5 says 0000"):
         describe_source(file)
+
+
+def test_zstd_with_a_long_window_is_read(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    long = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True, compression_level=1)
+    stream = zstandard.ZstdCompressor(compression_params=long).compressobj()
+    assert read(tmp_path, stream.compress(TEXT) + stream.flush()) == TEXT

@@ -220,3 +220,8 @@ def test_objects_have_their_line_numbers(tmp_path):
         (tmp_path / "bad.jsonl").write_bytes(b"\n" + line)
         with pytest.raises(DataError, match=f"line 2: .*{what}"):
             list(read_json_lines(tmp_path / "bad.jsonl"))
+
+
+@pytest.mark.parametrize("key", ['a"b', "a\\b"])
+def test_a_key_may_have_any_name(tmp_path, library, key):
+    assert read(tmp_path, json.dumps({key: "t"}).encode(), key) == (["t"], {})

@@ -112,3 +112,9 @@ def test_a_damaged_archive_is_refused(tmp_path):
         with pytest.raises(DataError, match=r"archive is damaged|git tree"):
             unpack_medquad(archive, tmp_path / "MedQuAD", COMMIT, TREE)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_unpacking_left_is_removed(tmp_path):
+    (tmp_path / ".MedQuAD.7.tmp" / "part").mkdir(parents=True)
+    unpack_medquad(archive_of(FILES), tmp_path / "MedQuAD", COMMIT, TREE)
+    assert [path.name for path in tmp_path.iterdir()] == ["MedQuAD"]

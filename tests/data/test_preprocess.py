@@ -308,7 +308,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path, inputs, tokenizer):
         tmp_path / "out.partial/text/.000001.tokens.h.7.tmp",
         tmp_path / ".out_text_document.bin.h.7.tmp",
     ]
-    other = tmp_path / ".other_text_document.bin.h.7.tmp"
+    other = tmp_path / ".out_text_document2_text_document.bin.h.7.tmp"
     for path in (*left, other):
         path.write_bytes(b"1")
     make(inputs, tmp_path / "out", tokenizer)
@@ -412,3 +412,16 @@ def test_killed_at_any_step_and_run_again_it_ends_in_the_same_bytes(
     assert done.returncode == 0, done.stderr
     killed = done.stdout.split()
     assert len(killed) >= 20, killed
+
+
+def test_a_bad_file_that_was_mended_is_read_again(tmp_path, tokenizer, capsys):
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        (tmp_path / "in" / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+    (tmp_path / "in" / "b.jsonl.md5").write_text("0" * 32)
+    first, _ = make([tmp_path / "in"], tmp_path / "out", tokenizer, skip_bad_files=True)
+    assert first.num_documents == 1
+    (tmp_path / "in" / "b.jsonl.md5").unlink()
+    shard, report = make([tmp_path / "in"], tmp_path / "out", tokenizer, skip_bad_files=True)
+    assert shard.num_documents == 2 and report["bad_files"] == []
+    assert "made from other inputs" not in capsys.readouterr().err

@@ -27,3 +27,27 @@ def test_a_folder_without_inputs_is_refused(tmp_path):
     with pytest.raises(DataError, match="holds no input") as raised:
         find_sources([str(tmp_path)])
     assert ".nxml" in raised.value.why
+
+
+def test_links_are_followed_and_a_broken_one_is_an_error(tmp_path):
+    for name in ("in", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.jsonl").write_text('{"text": "a"}')
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    found = [source.path.name for source in find_sources([str(tmp_path / "in")])]
+    assert sorted(found) == ["elsewhere.jsonl", "in.jsonl"]
+    (tmp_path / "in" / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="cannot read"):
+        find_sources([str(tmp_path / "in")])
+
+
+def test_a_bad_file_that_is_named_is_left_out_too(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    (tmp_path / "b.jsonl").write_text('{"text": "b"}')
+    named = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    assert [s.format for s in find_sources(named, skip_bad_files=True)] == ["unknown", "jsonl"]
+    with pytest.raises(DataError, match="is empty"):
+        find_sources(named)
+    with pytest.raises(DataError, match="cannot read"):
+        find_sources([str(tmp_path / "absent")], skip_bad_files=True)

@@ -194,3 +194,9 @@ def test_quantiles_are_numpys_and_bounded_in_memory(tmp_path, monkeypatch, bins)
     width = lengths.max() // bins + 1
     assert [found["median"], found["p99"]] == [n // width * width for n in exact]
     assert (found["longest"], found["mean"]) == (lengths.max(), round(lengths.mean(), 2))
+
+
+def test_brackets_of_the_data_are_no_markup(shard, command, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    command("check_data", shard(DOCUMENTS, report={"first": "[/INST] [gout] a"}))
+    assert "[/INST] [gout] a" in capsys.readouterr().out

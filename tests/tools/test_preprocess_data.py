@@ -466,3 +466,23 @@ def test_train_tokenizer_writes_what_preprocess_data_reads(tmp_path):
         tmp_path / "x",
     )
     assert done.returncode == 2 and "cannot read" in done.stderr and not (tmp_path / "x").exists()
+
+
+def test_a_first_file_that_is_bad_does_not_undo_the_division(tmp_path, tokenizer):
+    (tmp_path / "a.xml").write_bytes(b"")
+    (tmp_path / "m.xml").write_text(MEDQUAD)
+    done = run("preprocess_data", "--input", tmp_path, "--output-prefix", tmp_path / "m",
+               "--skip-bad-files", *tokenizer[1])  # fmt: skip
+    assert done.returncode == 0 and (tmp_path / "m_train_qa_document.idx").exists(), done.stdout
+    assert not (tmp_path / "m_qa_document.idx").exists()
+
+
+def test_an_input_is_not_replaced_by_a_part_of_it(tmp_path, tokenizer):
+    file = tmp_path / "m_train.jsonl"
+    lines = (f'{{"question": "Q{n}?", "answer": "A."}}\n' for n in range(40))
+    file.write_text("".join(lines))
+    before = file.read_bytes()
+    done = run("preprocess_data", "--input", file, "--output-prefix", tmp_path / "m",
+               "--split", "1,1,1", *tokenizer[1])  # fmt: skip
+    assert done.returncode == 2 and "is an input, and would be replaced" in done.stderr
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]

@@ -3,7 +3,7 @@
 import pytest
 from commands import ROOT, SAMPLE_DATA, run
 
-from megatron_yuyuan.data.tokenizer import read_tokenizer
+from megatron_yuyuan.data.tokenizer import read_tokenizer, train_bpe
 
 TOOL = ROOT / "tools" / "train_tokenizer.py"
 
@@ -38,3 +38,13 @@ def test_too_few_pieces_are_refused_with_the_least_that_will_do(refused, tmp_pat
                    "--output-dir", tmp_path / "tokenizer")  # fmt: skip
     assert "vocab_size=260 is too small" in said and "try: --vocab-size 3" in said
     assert not (tmp_path / "tokenizer").exists()
+
+
+def test_a_gpt2_pair_is_not_replaced_either(refused, tmp_path):
+    train_bpe(iter(["gout water"] * 4), 270).save(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    said = refused("train_tokenizer", "--input", SAMPLE_DATA / "medquad_train.xml",
+                   "--vocab-size", 300, "--output-dir", tmp_path)  # fmt: skip
+    assert "holds another tokenizer" in said
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
