@@ -12,19 +12,12 @@ from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.introduction import introduce_data, introduce_layout, table
 from megatron_yuyuan.log import Log
+from megatron_yuyuan.origin import Origin, starting_point
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.planner.clusters import RESERVED_GIB
 from megatron_yuyuan.planner.dry_run import PARTS, RankReport, count_a_step, fake_rank
 from megatron_yuyuan.planner.fitting import fitting
-from megatron_yuyuan.resolve import (
-    Origin,
-    Samples,
-    accept_changes,
-    open_samples,
-    resolve,
-    run_tokenizer,
-    starting_point,
-)
+from megatron_yuyuan.resolve import Samples, accept_changes, open_samples, resolve, run_tokenizer
 from megatron_yuyuan.validation import validate
 from megatron_yuyuan.writers import require_extras
 

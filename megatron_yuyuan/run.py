@@ -30,13 +30,13 @@ from megatron_yuyuan.kernels.choice import choose
 from megatron_yuyuan.kernels.float8 import with_float8
 from megatron_yuyuan.log import Log, MegatronLines, read_events
 from megatron_yuyuan.model.attention_backend import describe_attention
+from megatron_yuyuan.origin import Origin, starting_point
 from megatron_yuyuan.out_of_memory import memory_explained
 from megatron_yuyuan.panel import Panel, on_terminal
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.parallel.data import compute_dtype
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.resolve import (
-    Origin,
     Samples,
     accept_changes,
     fall_back,
@@ -44,7 +44,6 @@ from megatron_yuyuan.resolve import (
     open_samples,
     resolve,
     run_tokenizer,
-    starting_point,
 )
 from megatron_yuyuan.samples import (
     asks_questions,

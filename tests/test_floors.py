@@ -30,6 +30,7 @@ FLOORS = [
     {"evaluate"},
     {"planner"},
     {
+        "origin",
         "resolve",
         "samples",
         "exit_report",

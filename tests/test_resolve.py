@@ -6,7 +6,8 @@ import pytest
 from tiny import TINY
 
 from megatron_yuyuan.errors import ConfigError
-from megatron_yuyuan.resolve import Origin, accept_changes
+from megatron_yuyuan.origin import Origin
+from megatron_yuyuan.resolve import accept_changes
 
 OWN_MASKS = {"attention_dropout": 0.1, "attention_dropout_rng": "torch"}
 

@@ -20,7 +20,7 @@ from megatron_yuyuan.checkpoint.model import load_divided_model, load_model, ope
 from megatron_yuyuan.config import Config, ParallelConfig
 from megatron_yuyuan.data.tokenizer import read_tokenizer
 from megatron_yuyuan.errors import DataError, UnsafeError
-from megatron_yuyuan.resolve import starting_point
+from megatron_yuyuan.origin import starting_point
 
 ALLOWED = {
     (
@@ -154,7 +154,7 @@ def test_a_checkpoint_that_would_run_code_runs_none(hostile, monkeypatch, way):
     with pytest.raises(UnsafeError, match="makedirs"):
         state = way == "resume" and {"data_order": 1, "optimizer": True}
         if state:
-            monkeypatch.setattr("megatron_yuyuan.resolve.read_run", lambda path: state)
+            monkeypatch.setattr("megatron_yuyuan.origin.read_run", lambda path: state)
         with_weights(WAYS_TO_A_RUN[way], hostile / "run")
     assert not (hostile / "opened").exists()
 

@@ -14,8 +14,9 @@ class GPTDataset:
     """Sample i is a window of seq_length + 1 tokens, found in O(1); no index files, no state.
 
     The documents [first, last) of the shard are one stream of tokens, cut into windows. Epoch e
-    shifts the cuts by a phase and visits the windows in the order that (seed, e) names. Without a
-    seed, as for validation, the windows come in their own order.
+    shifts the cuts by a phase and visits the windows in the order that (seed, e) names; up to T - 1
+    tokens at the end are in no window. Without a seed, as for validation, the windows come in their
+    own order.
     """
 
     def __init__(

@@ -7,15 +7,8 @@ from megatron_yuyuan.data.indexed_dataset import IndexedDataset
 from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.doctor.findings import OK, WARNING, Finding, of_error
 from megatron_yuyuan.errors import YuyuanError
-from megatron_yuyuan.resolve import (
-    Origin,
-    Samples,
-    accept_changes,
-    open_samples,
-    resolve,
-    run_tokenizer,
-    starting_point,
-)
+from megatron_yuyuan.origin import Origin, starting_point
+from megatron_yuyuan.resolve import Samples, accept_changes, open_samples, resolve, run_tokenizer
 from megatron_yuyuan.samples import shares
 from megatron_yuyuan.validation import validate
 from megatron_yuyuan.writers import require_extras

@@ -26,7 +26,8 @@ from megatron_yuyuan.config import IGNORE, Config
 from megatron_yuyuan.data.tokenizer import read_tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError, UnsafeError
 from megatron_yuyuan.log import read_metrics
-from megatron_yuyuan.resolve import resolve, run_tokenizer, starting_point
+from megatron_yuyuan.origin import starting_point
+from megatron_yuyuan.resolve import resolve, run_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 CONFIG = TINY.replace(num_layers=4, vocab_size=301, global_batch_size=8)

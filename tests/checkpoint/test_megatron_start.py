@@ -24,7 +24,8 @@ from megatron_yuyuan.data.loader import read_batch
 from megatron_yuyuan.errors import ConfigError, DataError, UnsafeError
 from megatron_yuyuan.log import read_metrics
 from megatron_yuyuan.model.gpt2 import GPT2
-from megatron_yuyuan.resolve import resolve, run_tokenizer, starting_point
+from megatron_yuyuan.origin import starting_point
+from megatron_yuyuan.resolve import resolve, run_tokenizer
 
 CONFIG = TINY.replace(num_layers=4, vocab_size=301, max_position_embeddings=32, seq_length=32)
 KINDS = ("torch_dist", "state_dict.pt", "state_dict.safetensors")

@@ -23,7 +23,8 @@ from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.tokenizer import train_bpe
 from megatron_yuyuan.errors import ConfigErrors, DamagedError, DataError
 from megatron_yuyuan.log import read_metrics
-from megatron_yuyuan.resolve import Origin, fall_back, starting_point
+from megatron_yuyuan.origin import Origin, starting_point
+from megatron_yuyuan.resolve import fall_back
 from megatron_yuyuan.validation import validate
 
 PORTION = 9

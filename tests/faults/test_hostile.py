@@ -25,7 +25,7 @@ from megatron_yuyuan.checkpoint.metadata import SafeReader
 from megatron_yuyuan.checkpoint.model import open_model
 from megatron_yuyuan.cli import parse_config
 from megatron_yuyuan.errors import DataError, UnsafeError, YuyuanError
-from megatron_yuyuan.resolve import starting_point
+from megatron_yuyuan.origin import starting_point
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
