@@ -75,9 +75,10 @@ def kill_after(iteration: int, command: tuple, save) -> None:
     job.wait()
 
 
+@pytest.mark.slow  # tests/faults/test_kills.py kills two ranks in `make test`
 @pytest.mark.parametrize(
     ("after", "flags"),
-    [(6, ()), pytest.param(9, ("--async-save", "--keep-last", 1), marks=pytest.mark.slow)],
+    [(6, ()), (9, ("--async-save", "--keep-last", 1))],
     ids=["at_once", "background"],
 )
 def test_a_run_killed_between_checkpoints_resumes_bit_for_bit(
@@ -102,6 +103,7 @@ def exit_report(save) -> dict:
     return json.loads((save / "exit.json").read_text())
 
 
+@pytest.mark.slow  # tests/launch/test_slurm.py signals torchrun, tests/faults/test_kills.py ranks
 def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(prepared, uninterrupted, tmp_path):
     save = tmp_path / "run"
     command = train_flags(prepared, save, *LAYOUT)

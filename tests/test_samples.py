@@ -134,6 +134,7 @@ def test_a_blend_is_introduced_and_an_unknown_shard_warned_of_once(shards, tmp_p
         text_samples(of(data_path=(foreign,)), small)
 
 
+@pytest.mark.slow
 def test_a_job_over_a_blend_with_a_foreign_shard_and_divided_documents(prepared, tmp_path):
     """Two ranks: each reads its share of the foreign shard's ids, and one warning is printed."""
     for suffix in (".bin", ".idx"):
