@@ -292,7 +292,8 @@ def small(command: Command) -> list[str]:
     words = [filled(word) for word in words]
     if nodes > 1:
         kept = [w for i, w in enumerate(words) if not {w, words[i - 1]} & FILES]
-        return [*kept, "--dry-run", "--dry-run-ranks", str(ranks), "--gpu-memory-gib", "40"]
+        dry = ("--dry-run", "--dry-run-ranks", str(ranks), "--gpu-memory-gib", "40")
+        return [*kept, "--keep-best", "0", *dry]  # --save is left out
     if {"--help", "--print-config", "--dry-run", "--predictions"} & set(words):
         return words
     return [*words, *RUN[words[0]].split()]
