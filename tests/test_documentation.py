@@ -268,6 +268,7 @@ def after_readme(bare, tmp_path_factory) -> Path:
 PLACES = {
     "$DATA/gpt2_vocab/encoder.json": "vocab.json",
     "$DATA/gpt2_vocab/vocab.bpe": "merges.txt",
+    "$DATA/pubmedqa/pqal_dev500.json": "ori_pqal.json",
     "$DATA": "DATA",
     "RUN": "runs/qa",
     "hf:DIR": "hf:export/qa",
