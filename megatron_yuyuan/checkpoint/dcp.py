@@ -13,7 +13,6 @@ shape, so any layout loads what any layout saved. docs/checkpoint_format.md has 
 
 import json
 import os
-import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -38,10 +37,9 @@ from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
 from megatron_yuyuan.data.tokenizer import Tokenizer
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.faults import fault_point
-from megatron_yuyuan.watch.exit_file import TRACKER
+from megatron_yuyuan.watch.exit_file import TRACKER, iteration_of
 
 FORMAT_VERSION = 1
-ITERATION = re.compile(r"iter_(\d{7,})(?:\.old)?")
 DESCRIBED = {
     "iteration": int,
     "consumed_samples": int,
@@ -84,12 +82,6 @@ def whole_checkpoints(directory: str | Path) -> list[Path]:
     a person has named (iter_best)."""
     found = (p.parent for p in Path(directory).glob(f"iter_*/{MANIFEST}"))
     return sorted((p for p in found if p.suffix == "" and iteration_of(p) >= 0), key=iteration_of)
-
-
-def iteration_of(path: Path) -> int:
-    """500 of iter_0000500, also where it makes way (.old); -1 of any other name."""
-    found = ITERATION.fullmatch(path.name)
-    return int(found[1]) if found else -1
 
 
 def require_checkpoint(directory: str | Path, iteration: int | None = None) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch.distributed as dist
 
 from megatron_yuyuan.errors import YuyuanError
+from megatron_yuyuan.parallel.gathering import gathered
 
 
 class Ranks:
@@ -21,11 +22,7 @@ class Ranks:
 
     def gathered(self, value) -> list:
         """Every rank's value, on every rank."""
-        if self.alone:
-            return [value]
-        values: list = [None] * self.size
-        dist.all_gather_object(values, value, group=self.group)
-        return values
+        return [value] if self.alone else gathered(value, self.group)
 
     def on_first(self, action: Callable):
         """Run `action` on rank 0 and return its result on every rank; its OSError or YuyuanError is

@@ -14,6 +14,7 @@ from megatron_yuyuan.doctor.phases import Phases
 from megatron_yuyuan.doctor.storage import examine_storage
 from megatron_yuyuan.errors import LostError, YuyuanError
 from megatron_yuyuan.parallel import mesh as mesh_module
+from megatron_yuyuan.parallel.gathering import gathered
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.samples import question_samples, text_samples
 
@@ -71,13 +72,6 @@ def _examine(config: Config, finetuning: bool, mesh: Mesh, own: list[Finding]) -
         if describes_training(config) or config.checkpoint.save:
             together += examine_place(config, is_valid)
     return [*together, phases.finding()]
-
-
-def gathered(own) -> list:
-    """What every rank has found by itself. A collective."""
-    by_rank: list = [None] * dist.get_world_size()
-    dist.all_gather_object(by_rank, own)
-    return by_rank
 
 
 def describes_training(config: Config) -> bool:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from megatron_yuyuan.doctor.findings import ERROR, OK, WARNING, Finding
 from megatron_yuyuan.errors import LostError
+from megatron_yuyuan.parallel.gathering import gathered
 from megatron_yuyuan.parallel.mesh import Mesh
 
 MEASURED_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
@@ -67,15 +68,11 @@ def examine_groups(mesh: Mesh) -> list[Finding]:
 def measure_all(mesh: Mesh) -> list[dict[str, Measured]]:
     """{axis: what that rank measured} of every rank. A collective."""
     mine, own = {}, groups(mesh)
-    names: list = [None] * dist.get_world_size()
-    dist.all_gather_object(names, list(own))
-    for axis in dict.fromkeys(name for of_rank in names for name in of_rank):
+    for axis in dict.fromkeys(name for of_rank in gathered(list(own)) for name in of_rank):
         dist.barrier()
         if axis in own:
             mine[axis] = measure(own[axis], mesh.device)
-    everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return everyone
+    return gathered(mine)
 
 
 def measure(group: dist.ProcessGroup, device: torch.device) -> Measured:

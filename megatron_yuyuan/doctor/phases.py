@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from megatron_yuyuan.doctor.findings import OK, WARNING, Finding, name_ranks
 from megatron_yuyuan.errors import LostError
+from megatron_yuyuan.parallel.gathering import gathered
 
 LOOK = 0.01
 """Seconds between two looks at the store."""
@@ -83,8 +84,7 @@ class Phases:
 
     def finding(self) -> Finding:
         """What the phases took; a collective. A rank that was slow in one of them is a warning."""
-        by_rank: list = [None] * self._ranks
-        dist.all_gather_object(by_rank, self.seconds)
+        by_rank = gathered(self.seconds)
         slow = []
         for name in self.seconds:
             times = [seconds[name] for seconds in by_rank]

@@ -3,15 +3,13 @@
 import platform
 from collections.abc import Mapping
 
-import torch.distributed as dist
-
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
+from megatron_yuyuan.parallel.gathering import gathered
 
 
 def require_alike(mine: Mapping[str, str]) -> None:
     """Raises ConfigErrors, on every rank, naming what differs and where. A collective."""
-    everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, (platform.node(), dict(mine)))
+    everyone = gathered((platform.node(), dict(mine)))
     (_, first), problems = everyone[0], []
     for name in first:
         others = {

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_yuyuan.config import TrainingConfig
+from megatron_yuyuan.parallel.gathering import gathered
 from megatron_yuyuan.watch.signals import Signals
 
 
@@ -48,9 +49,7 @@ class Stopping:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         if not flag:
             return None
-        found: list[Stop | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, mine)
-        return next(stop for stop in found if stop)
+        return next(stop for stop in gathered(mine) if stop)
 
     def _reason(self, iteration: int) -> Stop | None:
         stop_here = partial(Stop, rank=dist.get_rank(), host=platform.node())

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.parallel.data import compute_dtype
+from megatron_yuyuan.parallel.gathering import gathered
 from megatron_yuyuan.parallel.mesh import Mesh
 
 SLOW = 1.5
@@ -41,9 +42,8 @@ class Stragglers:
         """Measure, after so many steps, and name who is slow, in the log and as an event. A collective."""
         if not self._is_asked:
             return
-        everyone: list = [None] * dist.get_world_size()
         dist.barrier()  # ranks that share a machine are to be in each other's way alike
-        dist.all_gather_object(everyone, (platform.node(), self.seconds()))
+        everyone = gathered((platform.node(), self.seconds()))
         for rank, ratio in slow_ranks([seconds for _, seconds in everyone]).items():
             host = everyone[rank][0]
             self._log.line(

@@ -14,7 +14,6 @@ from collections import Counter
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -22,6 +21,7 @@ from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.errors import MachineError
 from megatron_yuyuan.kernels.adamw import local
 from megatron_yuyuan.launcher import order_sums_of_cublas
+from megatron_yuyuan.parallel.gathering import gathered
 from megatron_yuyuan.train.state import TrainState, named_parameters
 
 
@@ -60,13 +60,13 @@ def verify_step(trainer: Computes, dataset: Dataset) -> None:
     Every rank calls it, and it raises MachineError on all of them alike. An error before the gradients
     were summed shows on every rank of that sum: if it has changed the loss, that names its ranks.
     """
-    first = _gathered(_computed(trainer))
+    first = gathered(_computed(trainer))
     trainer.gradients(dataset)
-    second = _gathered(_computed(trainer))
+    second = gathered(_computed(trainer))
     if first == second:
         return
     trainer.gradients(dataset)
-    third = _gathered(_computed(trainer))
+    third = gathered(_computed(trainer))
     unequal = {
         part: [r for r, (a, b) in enumerate(zip(first, second, strict=True)) if a[part] != b[part]]
         for part in range(len(Computed._fields))
@@ -94,7 +94,7 @@ def require_alike(state: TrainState) -> None:
     there are three copies or more; of two copies both.
     """
     mine = {part: _digest([tensor]) for part, tensor in _repeated(state).items()}
-    held = _gathered(mine)
+    held = gathered(mine)
     suspects: Counter[int] = Counter()
     unequal = []
     for part in sorted(set().union(*held)):
@@ -155,16 +155,9 @@ def _minority(copies: dict[int, str]) -> list[int]:
     return [rank for rank, copy in copies.items() if copy != commonest or 2 * count <= len(copies)]
 
 
-def _gathered(value) -> list:
-    """Every rank's value, on every rank."""
-    values: list = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def _hosts() -> list[str]:
     """Every rank's host."""
-    return _gathered(platform.node())
+    return gathered(platform.node())
 
 
 def _named(ranks: list[int], hosts: list[str]) -> str:

@@ -6,12 +6,15 @@ processes that notice it one writes the file, and the others can read who was lo
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 EXIT_FILE, TRACKER = "exit.json", "latest_checkpointed_iteration.txt"
+ITERATION = re.compile(r"iter_(\d{7,})(?:\.old)?")
+"""Name of a checkpoint's folder."""
 
 
 def read_exit(save: str | Path) -> dict | None:
@@ -69,8 +72,14 @@ def resume_from(save: str | Path) -> str | None:
     """The checkpoint that the next start goes on from, as checkpoint/dcp.py finds it: what the tracker
     names, or else the newest whole one; a manifest is written last."""
     folders = [manifest.parent for manifest in Path(save).glob("iter_*/manifest.json")]
-    numbered = {folder.name.removeprefix("iter_"): str(folder) for folder in folders}
-    whole = {int(number): path for number, path in numbered.items() if number.isdecimal()}
+    whole = {iteration_of(folder): str(folder) for folder in folders if not folder.suffix}
+    whole.pop(-1, None)
     with suppress(OSError, ValueError, KeyError):
         return whole[int((Path(save) / TRACKER).read_text(encoding="utf-8"))]
     return whole[max(whole)] if whole else None
+
+
+def iteration_of(path: Path) -> int:
+    """500 of iter_0000500, also where it makes way (.old); -1 of any other name."""
+    found = ITERATION.fullmatch(path.name)
+    return int(found[1]) if found else -1
