@@ -15,8 +15,6 @@ from megatron_yuyuan.parallel import mesh as mesh_module
 BOUND = 1e-5
 HALF_BOUND = 3e-3
 """Of losses in bfloat16 and float16; test_layouts.py shows what it is made from."""
-OF_ONE_AXIS = {"pp1dp8tp1", "pp8dp1tp1"}
-"""Layouts whose only axis other layouts have too: their table runs in `make test-all`."""
 ROWS = possible_rows(values(OPTIONS, LAYOUTS), works)
 AT_ONCE = 24
 """Combinations that one process group computes, one after another."""
@@ -65,9 +63,7 @@ def check(ranks, alone, choices: list[dict[str, str]]) -> None:
                 assert found[::2] == pytest.approx(expected[::2], rel=HALF_BOUND), choice
 
 
-@pytest.mark.parametrize(
-    "layout", [pytest.param(x, marks=pytest.mark.slow) if x in OF_ONE_AXIS else x for x in LAYOUTS]
-)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_option_and_pair_takes_the_steps_one_process_takes(ranks, alone, layout):
     pairs = [row for row in read_table() if row["layout"] == layout]
     check(ranks, alone, [*singles(layout), *pairs])

@@ -64,14 +64,18 @@ def configured(layout: Layout, changes: dict) -> Config:
 
 
 def peaks(config: Config) -> list[int]:
-    """For every rank, the most bytes of tensors that lived in the second step."""
+    """For every rank, the most bytes of tensors that lived in a step: the least of three after the first,
+    since a thread of gloo that has done its part may hold its tensors a moment longer."""
+    steps = []
     with LiveMemory() as live:
         trainer, samples = build_trainer(config), RandomText(config)
         trainer.step(samples)
-        live.peak = 0
-        trainer.step(samples)
+        for _ in range(3):
+            live.peak = 0
+            trainer.step(samples)
+            steps.append(live.peak)
     everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, live.peak)
+    dist.all_gather_object(everyone, min(steps))
     return everyone
 
 
