@@ -11,7 +11,9 @@ from megatron_yuyuan.model.decoding import FEW_TEXTS, next_logits
 @pytest.mark.parametrize("texts", [1, 2, FEW_TEXTS - 1, FEW_TEXTS, 15, 16, 17, 24, 33])
 @pytest.mark.parametrize("tokens", [1, 2])
 def test_it_is_the_product_as_it_is_written(monkeypatch, texts, tokens):
-    """The other way is taken from FEW_TEXTS on, where each asks for one token and W lies by columns."""
+    """The other way is taken from FEW_TEXTS on, where each asks for one token and W is large and lies by
+    columns."""
+    monkeypatch.setattr(decoding, "LARGE", 41 * 24)
     draw, as_written = torch.Generator().manual_seed(0), []
     x = torch.randn(texts, tokens, 24, generator=draw)
     by_columns = torch.randn(24, 50, generator=draw).t()
@@ -28,3 +30,5 @@ def test_it_is_the_product_as_it_is_written(monkeypatch, texts, tokens):
     assert bool(as_written) is (texts < FEW_TEXTS or tokens > 1)
     next_logits(x, weight.contiguous())
     assert len(as_written) == (2 if texts < FEW_TEXTS or tokens > 1 else 1)
+    next_logits(x, by_columns[:40])
+    assert as_written[-1].shape == (40, 24)
