@@ -29,7 +29,7 @@ from megatron_yuyuan.checkpoint.metadata import SafeReader
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.checkpoint.reading import DAMAGED_PICKLE, quiet, reading
 from megatron_yuyuan.checkpoint.space import NO_SPACE, checkpoint_bytes, no_space, require_space
-from megatron_yuyuan.checkpoint.writer import DigestingWriter
+from megatron_yuyuan.checkpoint.writer import DigestingWriter, without_crc32
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data import permutation
 from megatron_yuyuan.data.files import AtomicFiles
@@ -181,7 +181,7 @@ def save_checkpoint(
     writer = DigestingWriter(partial)
     try:
         ranks.on_first(lambda: _begin(partial, needed))
-        with quiet():
+        with quiet(), without_crc32():
             dcp.save(
                 tensors,
                 storage_writer=writer,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
+from torch import serialization
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from megatron_yuyuan.faults import fault_point
@@ -31,6 +32,18 @@ class DigestingWriter(dcp.FileSystemWriter):
         self.digests: dict[str, dict] = {}
         """{file name: {"bytes", "sha256"}}."""
         self.fs = _DigestingFileSystem(self.digests)
+
+
+@contextmanager
+def without_crc32() -> Iterator[None]:
+    """Within it torch.save leaves out the CRC32 of each record, which torch.load never looks at: the sha256
+    of the file takes its time."""
+    computed = serialization.get_crc32_options()
+    serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        serialization.set_crc32_options(computed)
 
 
 class _DigestingFileSystem(FileSystem):

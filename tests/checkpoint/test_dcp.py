@@ -1,10 +1,12 @@
 """A checkpoint exists whole or not at all, and says so when it is damaged."""
 
 import errno
+import io
 import json
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from megatron_yuyuan.checkpoint.dcp import (
 )
 from megatron_yuyuan.checkpoint.leftovers import remove_leftovers
 from megatron_yuyuan.checkpoint.manifest import digests
+from megatron_yuyuan.checkpoint.writer import without_crc32
 from megatron_yuyuan.errors import DataError, SpaceError, UnsafeError
 
 CONFIG = TINY.replace(num_layers=4)
@@ -110,6 +113,26 @@ def test_what_was_saved_is_loaded_to_the_bit(saved):
     assert read_state(path)["note"] == 5
     assert read_state(require_checkpoint(saved, 3))["note"] == 3
     assert not list(saved.glob("*.tmp"))
+
+
+def written_by_torch() -> io.BytesIO:
+    stream = io.BytesIO()
+    torch.save({"weight": torch.arange(1000.0)}, stream)
+    stream.seek(0)
+    return stream
+
+
+def test_sha256_takes_the_place_of_a_crc32_that_torch_never_looks_at(saved):
+    with zipfile.ZipFile(next(require_checkpoint(saved).glob("*.distcp"))) as archive:
+        assert archive.testzip(), "a tensor has a CRC32"
+    with pytest.raises(OSError, match="no room"), without_crc32():
+        raise OSError("no room")
+    with zipfile.ZipFile(written_by_torch()) as archive:  # files that others write have theirs
+        assert archive.testzip() is None
+    damaged = bytearray(written_by_torch().getvalue())
+    place = damaged.find(torch.arange(1000.0).numpy().tobytes())
+    damaged[place] ^= 1
+    assert not torch.equal(torch.load(io.BytesIO(damaged))["weight"], torch.arange(1000.0))
 
 
 def test_saving_an_iteration_again_replaces_it(saved):
