@@ -113,9 +113,7 @@ class Trainer:
         if not reason:
             self._update(norm, rate, scale)
         fault_point("step.after_update")
-        if (
-            self.mesh.device.type == "cuda"
-        ):  # the update is of this step; `Stopping` would wait for it next
+        if self.mesh.device.type == "cuda":  # the update is of this step; `Stopping` would wait next
             torch.cuda.synchronize(self.mesh.device)
         self.state.iteration += 1
         self.state.consumed_samples += self.batch_size
