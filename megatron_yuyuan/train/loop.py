@@ -113,8 +113,8 @@ class Trainer:
         if not reason:
             self._update(norm, rate, scale)
         fault_point("step.after_update")
-        if self.mesh.device.type == "cuda":  # the update is of this step; `Stopping` would wait next
-            torch.cuda.synchronize(self.mesh.device)
+        if self.mesh.device.type == "cuda":
+            torch.cuda.synchronize(self.mesh.device)  # `Stopping` would wait for the update next
         self.state.iteration += 1
         self.state.consumed_samples += self.batch_size
         seconds = time.perf_counter() - begun
