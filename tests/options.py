@@ -44,7 +44,7 @@ def configured(choice: dict[str, str]) -> Config:
     config = LAYOUTS[choice["layout"]].of(DROPOUT).replace(**settings)
     parallel = config.parallel
     stages = parallel.pipeline_model_parallel_size * parallel.stages_per_rank
-    return config.replace(num_layers=min(8, max(2, stages)))
+    return config.replace(num_layers=max(2, stages))
 
 
 def works(choice: dict[str, str]) -> bool:

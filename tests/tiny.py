@@ -96,8 +96,14 @@ class RandomText:
         return tokens, labels
 
 
-def build_trainer(config: Config, kernels: Kernels | None = None) -> Trainer:
-    """A trainer on the ranks of the process group that is there."""
+def build_trainer(
+    config: Config, kernels: Kernels | None = None, one_layout: bool = False
+) -> Trainer:
+    """A trainer on the ranks of the process group that is there; one_layout: what it finds will not be
+    compared with another layout's."""
+    assert one_layout or config.is_layout_free, (
+        "layouts of this configuration are not to be compared"
+    )
     mesh = mesh_module.start(config.parallel)
     return Trainer(config, build_state(config, mesh, kernels))
 

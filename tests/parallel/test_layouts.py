@@ -18,7 +18,6 @@ DROPOUT = TINY.replace(hidden_dropout=0.1, attention_dropout=0.1)
 def trajectory(config, steps: int = 3):
     """(gradients, loss and norm of step 1), losses and norms of `steps` more, and the validation
     loss."""
-    assert config.is_layout_free, "layouts of this configuration are not to be compared"
     trainer, samples = build_trainer(config), RandomText()
     loss, norm = trainer.gradients(samples)
     gradients = whole_gradients(trainer)

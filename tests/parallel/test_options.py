@@ -4,7 +4,7 @@ every combination too, hours."""
 from functools import cache
 
 import pytest
-from options import DEFAULTS, DROPOUT, LAYOUTS, OPTIONS, configured, singles, works
+from options import AXES, DEFAULTS, DROPOUT, LAYOUTS, OPTIONS, configured, singles, works
 from pairs import pairs_of, possible_rows, read_table, values
 from tiny import RandomText, build_trainer
 from trajectory import figures_of_five_steps
@@ -48,7 +48,7 @@ def alone_for(config) -> list[float]:
 @pytest.fixture(scope="module")
 def alone(ranks):
     """Five steps of one rank, by the number of layers."""
-    models = {layers: DROPOUT.replace(num_layers=layers) for layers in (2, 4, 8)}
+    models = {layers: DROPOUT.replace(num_layers=layers) for layers in (2, 4, 8, 16)}
     return {layers: ranks.run(1, alone_for, model) for layers, model in models.items()}
 
 
@@ -83,4 +83,8 @@ def test_the_table_holds_every_pair_that_can_stand_together():
     table = read_table()
     assert all(map(works, table))
     assert set().union(*map(pairs_of, table)) == set().union(*map(pairs_of, ROWS))
-    assert len(singles("pp2dp2tp2")) == 1 + sum(len(values) - 1 for values in OPTIONS.values())
+    for name, layout in LAYOUTS.items():
+        matters = [
+            of for option, of in OPTIONS.items() if getattr(layout, AXES.get(option, "ranks")) > 1
+        ]
+        assert len(singles(name)) == 1 + sum(len(of) - 1 for of in matters), name

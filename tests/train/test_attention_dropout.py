@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from portions import in_portions
 from tiny import TINY, Layout, RandomText, build_trainer
-from trajectory import figures_of_five_steps
 
 from megatron_yuyuan.errors import ConfigErrors
 from megatron_yuyuan.introduction import introduce_plan
@@ -78,7 +77,7 @@ def test_no_comparison_of_layouts_takes_it():
     assert TORCH.replace(attention_dropout=0.0).is_layout_free
     assert TORCH.replace(attention_dropout_rng="counter").is_layout_free
     with pytest.raises(AssertionError, match="not to be compared"):
-        figures_of_five_steps(SimpleNamespace(config=TORCH), RandomText())
+        build_trainer(TORCH)
 
 
 def test_recomputation_that_would_draw_other_masks_is_refused():

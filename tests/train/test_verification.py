@@ -119,7 +119,7 @@ def test_three_results_are_rather_the_programs_fault(ranks):
 def steps_with_and_without(config) -> tuple[list, list, int]:
     figures, computations = [], []
     for every in (0, 2):
-        trainer = build_trainer(config.replace(verify_every=every))
+        trainer = build_trainer(config.replace(verify_every=every), one_layout=True)
         with_flips(trainer, {})
         compute, taken = trainer.gradients, []
 
