@@ -28,20 +28,20 @@ class StoredTensors:
         self._path = path
         with reading(path / ".metadata", *DAMAGED_PICKLE):
             self._reader = SafeReader(path)
-        described = self._reader.read_metadata().state_dict_metadata
-        tensors = {n: t for n, t in described.items() if isinstance(t, TensorStorageMetadata)}
-        self.shapes = {name: tuple(tensor.size) for name, tensor in tensors.items()}
-        """Name -> global shape."""
-        self._dtypes = {name: tensor.properties.dtype for name, tensor in tensors.items()}
+            described = self._reader.read_metadata().state_dict_metadata
+            tensors = {n: t for n, t in described.items() if isinstance(t, TensorStorageMetadata)}
+            self.shapes = {name: tuple(torch.Size(t.size)) for name, t in tensors.items()}
+            """Name -> global shape."""
+            self._dtypes = {name: tensor.properties.dtype for name, tensor in tensors.items()}
 
     def read(self, name: str, row: int | None = None) -> Tensor:
         """A tensor of shape S; or with `row`, of a tensor of shape (L, *S), that row, of shape S."""
         shape = self.shapes[name]
         first = 0 if row is None else row
         part = shape if row is None else (1, *shape[1:])
-        tensor = torch.empty(part, dtype=self._dtypes[name])
         chunk = ChunkStorageMetadata(torch.Size((first, *[0] * (len(shape) - 1))), torch.Size(part))
         with reading(self._path, *DAMAGED_PICKLE), unwrapped(), quiet():
+            tensor = torch.empty(part, dtype=self._dtypes[name])
             dcp.load(
                 {name: tensor},
                 storage_reader=self._reader,

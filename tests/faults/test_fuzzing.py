@@ -8,6 +8,7 @@ Without it, few, and always the same. What was found stands as an example beside
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -201,6 +202,27 @@ def test_the_metadata_of_tensors(run, edits):
     file.write_bytes(changed(file.read_bytes(), edits))
     outcome(lambda: load_tensors(sealed(path), {"model.ln_f.bias": torch.empty(8)}))
     outcome(lambda: dict(open_model(run.parent / "copy").weights))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tensor: vars(tensor).clear(),
+        lambda tensor: setattr(tensor, "size", "8"),
+        lambda tensor: setattr(tensor, "size", torch.Size([-8])),
+        lambda tensor: setattr(tensor.properties, "dtype", "float32"),
+        lambda tensor: setattr(tensor, "properties", None),
+    ],
+    ids=["nothing", "size of text", "negative size", "dtype of text", "no properties"],
+)
+def test_a_tensor_that_is_described_otherwise(run, spoil):
+    """The first was found by coverage_fuzzing.py."""
+    path = restored(run, "run") / "iter_0000003"
+    metadata = pickle.loads((path / ".metadata").read_bytes())
+    spoil(metadata.state_dict_metadata["model.ln_f.bias"])
+    (path / ".metadata").write_bytes(pickle.dumps(metadata))
+    outcome(lambda: load_tensors(sealed(path), {"model.ln_f.bias": torch.empty(8)}))
+    assert outcome(lambda: dict(open_model(run.parent / "copy").weights)) == "data"
 
 
 @budget(60)
