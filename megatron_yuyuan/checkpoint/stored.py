@@ -18,6 +18,7 @@ from megatron_yuyuan.checkpoint.dcp import load_tensors
 from megatron_yuyuan.checkpoint.metadata import SafeReader
 from megatron_yuyuan.checkpoint.reading import DAMAGED_PICKLE, quiet, reading, unwrapped
 from megatron_yuyuan.config import ModelConfig
+from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.model.lora import factor_shapes, merge_factors
 
 
@@ -77,7 +78,14 @@ class StoredWeights(Mapping[str, Tensor]):
     def __init__(self, path: Path, config: ModelConfig):
         load_tensors(path, {})  # reads nothing: it compares files and manifest
         self._stored, self._config = StoredTensors(path), config
-        self._factors = factor_shapes(config).keys()
+        self._factors = factor_shapes(config)
+        for name, shape in self._factors.items():
+            if self._stored.shapes.get(f"model.{name}") != shape:
+                raise DataError(
+                    f"{path} holds no {name} of shape {shape}",
+                    f"its state.json says lora_rank={config.lora_rank}",
+                    "the checkpoint as it was written",
+                )
         names = (name for name in self._stored.shapes if name.startswith("model."))
         self._names = [n for name in names if (n := name[len("model.") :]) not in self._factors]
 

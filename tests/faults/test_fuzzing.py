@@ -242,6 +242,16 @@ def test_the_state_of_a_run(run, document, place):
     outcome(lambda: open_model(run.parent / "copy"))
 
 
+def test_factors_that_are_not_there(run):
+    """Found by coverage_fuzzing.py."""
+    path = restored(run, "run") / "iter_0000003"
+    state = json.loads((path / "state.json").read_text())
+    state["config"]["model"]["lora_rank"] = 2
+    (path / "state.json").write_text(json.dumps(state))
+    sealed(path)
+    assert outcome(lambda: dict(open_model(run.parent / "copy").weights)) == "data"
+
+
 @budget(100)
 @given(
     content=st.binary(max_size=40) | JSON.map(lambda v: json.dumps(v).encode()),
