@@ -194,15 +194,22 @@ class Trainer:
         self.state.optimizer.update(clipped / scale)
         self.state.optimizer_steps += 1
 
-    def evaluate(self, dataset: Dataset) -> dict:
+    def evaluate(self, dataset: Dataset, left: Callable[[], bool] = lambda: False) -> dict | None:
         """Loss per learned token over the first eval_iters global batches of a dataset, each sample
-        once. Raises DataError where nothing is learned, or the loss is not finite."""
+        once. Raises DataError where nothing is learned, or the loss is not finite.
+
+        left: asked before each batch, on every rank alike; where it says so, the evaluation is left
+        and None returned.
+        """
         size = self.config.training.global_batch_size
         self._use_batches_of(size)
         fault_point("evaluation.begun")
         samples = min(len(dataset), self.config.training.eval_iters * size)
         total = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
         for consumed in range(0, samples, size):
+            if left():
+                self.pipeline.forward.rest()
+                return None
             total += self.pipeline.evaluate(self.batch(dataset, consumed, limit=samples))
         self.pipeline.forward.rest()
         dist.all_reduce(total, group=self.mesh.group("data"))
@@ -273,7 +280,8 @@ def train(
     after_step: called after each, on every rank, before it is saved; it changes nothing.
     take_back: called at a loss spike; whether the state is now that of an earlier iteration.
     Returns why the run was left earlier, with its state saved: after the step that was being taken, and
-    before the evaluation that was due, which could take longer than one who stops a run waits.
+    before the evaluation that was due, or in the middle of it, since it could take longer than one who
+    stops a run waits. The evaluation is then due at the next start.
     """
     config, state, stop = trainer.config, trainer.state, None
     last = train_iterations(config.training)
@@ -282,8 +290,11 @@ def train(
     held_out = validation_set if config.training.eval_iters > 0 else None
     if held_out is not None and state.evaluation_due:
         beat("evaluation", state.iteration)
-        _evaluate(trainer, held_out, log)
-        after_evaluation()
+        _, stop = _evaluate(trainer, held_out, stopping, log)
+        if stop is None:
+            after_evaluation()
+        else:
+            saver.save(None)
     while state.iteration < last and stop is None:
         beat("step", state.iteration)
         figures, validation_loss = trainer.step(training_set), None
@@ -297,8 +308,9 @@ def train(
         state.evaluation_due = held_out is not None and due
         if held_out is not None and due and stop is None:
             beat("evaluation", state.iteration)
-            validation_loss = _evaluate(trainer, held_out, log)
-            after_evaluation()
+            validation_loss, stop = _evaluate(trainer, held_out, stopping, log)
+            if stop is None:
+                after_evaluation()
         if stop is not None or _due(state.iteration, config.checkpoint.save_interval, last):
             beat("save", state.iteration)
             saver.save(validation_loss)
@@ -307,12 +319,22 @@ def train(
     return stop
 
 
-def _evaluate(trainer: Trainer, validation_set: Dataset, log: Log) -> float:
-    """Evaluate and say so; return the loss."""
-    begun, figures = time.perf_counter(), trainer.evaluate(validation_set)
+def _evaluate(
+    trainer: Trainer, validation_set: Dataset, stopping: Stopping, log: Log
+) -> tuple[float | None, Stop | None]:
+    """Evaluate and say so; return the loss, or why the evaluation was left."""
+    begun, reasons = time.perf_counter(), []
+
+    def left() -> bool:
+        reasons.append(stopping.agreed(None, trainer.mesh.device))
+        return reasons[-1] is not None
+
+    figures = trainer.evaluate(validation_set, left)
+    if figures is None:
+        return None, reasons[-1]
     trainer.state.evaluation_due = False
     log.event("evaluation", **figures, seconds=time.perf_counter() - begun)
-    return figures["validation_loss"]
+    return figures["validation_loss"], None
 
 
 def _due(iteration: int, interval: int, last: int = 0) -> bool:

@@ -38,8 +38,9 @@ class Stopping:
         self.asked = (signals or Signals()).asked
         """The name of the signal that came; empty without one."""
 
-    def agreed(self, iteration: int, device: torch.device) -> Stop | None:
-        """The reason to stop after `iteration`, the same on every rank; all of them must ask.
+    def agreed(self, iteration: int | None, device: torch.device) -> Stop | None:
+        """The reason to stop after `iteration`, the same on every rank; all of them must ask. None: in the
+        middle of an evaluation, where --exit-interval does not count.
 
         Signals and clocks differ from rank to rank: one all-reduce of a flag per step, and only
         where it is set the ranks exchange who and why.
@@ -51,11 +52,11 @@ class Stopping:
             return None
         return next(stop for stop in gathered(mine) if stop)
 
-    def _reason(self, iteration: int) -> Stop | None:
+    def _reason(self, iteration: int | None) -> Stop | None:
         stop_here = partial(Stop, rank=dist.get_rank(), host=platform.node())
         if cause := self.asked():
             return stop_here("signal", cause)
-        if self._interval and iteration % self._interval == 0:
+        if self._interval and iteration is not None and iteration % self._interval == 0:
             return stop_here("interval", f"exit_interval={self._interval}")
         if self._minutes and time.monotonic() - self._begun > 60 * self._minutes:
             return stop_here("duration", f"exit_duration_in_mins={self._minutes}")

@@ -29,19 +29,22 @@ class Signalling(RandomText):
         return super().__getitem__(number)
 
 
-def run_of(config, signalled: tuple[int, int] | None = None, put_off: bool = False):
+def run_of(config, signalled=None, put_off: bool = False, held_out=None):
     """(stop, iterations after which the run saved, evaluated, evaluation still due).
 
-    signalled: a sample, and the signal that the rank that reads it gets.
+    signalled, held_out: a sample of the training set, or of the validation set, and the signal that the
+    rank that reads it gets.
     """
-    training_set = Signalling(*signalled) if signalled else RandomText()
+    training_set, validation_set = (
+        Signalling(*at) if at else RandomText() for at in (signalled, held_out)
+    )
     trainer, stopping = build_trainer(config), Stopping(config.training)
     saved, evaluated = [], []
     evaluate = trainer.evaluate
 
-    def counted(dataset):
+    def counted(dataset, left):
         evaluated.append(trainer.state.iteration)
-        return evaluate(dataset)
+        return evaluate(dataset, left)
 
     def save(_validation_loss):
         os.kill(os.getpid(), signal.SIGTERM)  # one more signal, while the state is saved
@@ -49,7 +52,7 @@ def run_of(config, signalled: tuple[int, int] | None = None, put_off: bool = Fal
 
     saver = SimpleNamespace(save=save, poll=lambda: None)
     trainer.evaluate, trainer.state.evaluation_due = counted, put_off
-    stop = train(trainer, training_set, RandomText(), saver, stopping, Log(None, False))
+    stop = train(trainer, training_set, validation_set, saver, stopping, Log(None, False))
     return stop, saved, evaluated, trainer.state.evaluation_due
 
 
@@ -65,6 +68,16 @@ def test_a_signal_to_one_rank_stops_all_after_the_step(ranks, number):
 def test_an_evaluation_that_was_put_off_comes_first(ranks):
     stop, saved, evaluated, due = ranks.run(1, run_of, CONFIG, None, True)
     assert (stop, saved, evaluated, due) == (None, [5], [0, 2, 4, 5], False)
+
+
+@pytest.mark.parametrize("layout", [Layout(data=2), Layout(pipeline=2)], ids=str)
+@pytest.mark.parametrize(("put_off", "iteration"), [(False, 2), (True, 0)], ids=["due", "put off"])
+def test_a_signal_ends_an_evaluation_between_two_batches(ranks, layout, put_off, iteration):
+    """Of the second of three, all ranks alike; --exit-interval, which would end it at once, does not count."""
+    config = layout.of(CONFIG.replace(eval_iters=3, exit_interval=100))
+    found = ranks.run(2, run_of, config, None, put_off, (8 + 5, signal.SIGTERM))
+    stop, saved, evaluated, due = found
+    assert (stop.kind, saved, evaluated, due) == ("signal", [iteration], [iteration], True)
 
 
 def early(config) -> str:
@@ -92,6 +105,7 @@ def late_run(config):
 
 
 def test_a_duration_stops_the_run(ranks):
-    stop, saved, *_ = ranks.run(1, late_run, CONFIG.replace(exit_duration_in_mins=2))
+    config = CONFIG.replace(exit_duration_in_mins=2, eval_interval=0)
+    stop, saved, *_ = ranks.run(1, late_run, config)
     assert (stop.kind, stop.cause) == ("duration", "exit_duration_in_mins=2")
     assert saved == [3]  # the first look after more than two minutes
