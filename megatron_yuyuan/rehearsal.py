@@ -18,6 +18,7 @@ from megatron_yuyuan.planner.clusters import RESERVED_GIB
 from megatron_yuyuan.planner.dry_run import PARTS, RankReport, count_a_step, fake_rank
 from megatron_yuyuan.planner.fitting import fitting
 from megatron_yuyuan.resolve import Samples, accept_changes, open_samples, resolve, run_tokenizer
+from megatron_yuyuan.samples import fingerprints
 from megatron_yuyuan.validation import validate
 from megatron_yuyuan.writers import require_extras
 
@@ -67,7 +68,7 @@ def checked(
         log.line("data: none is named, none is checked")
         return config, None
     config, training_set, validation_set = open_samples(config, tokenizer, samples)
-    accept_changes(config, origin)
+    accept_changes(config, origin, fingerprints(training_set))
     return config, (training_set, validation_set)
 
 

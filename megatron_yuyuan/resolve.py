@@ -4,7 +4,7 @@ Everything here happens before a process group exists, alike on every rank.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,8 +190,11 @@ def of_every_rank(
     return alike
 
 
-def accept_changes(config: Config, origin: Origin | None) -> list[str]:
+def accept_changes(config: Config, origin: Origin | None, data: Sequence[str] = ()) -> list[str]:
     """Compare the resolved settings of a run with those of the checkpoint that it continues.
+
+    data: the fingerprints of the shards that it learns from; what an older checkpoint does not know
+    is not compared.
 
     Raises ConfigError, naming every setting that would change the training silently, unless
     --override; returns what is overridden.
@@ -203,6 +206,13 @@ def accept_changes(config: Config, origin: Origin | None) -> list[str]:
     more |= OF_VALIDATION if config.checkpoint.keep_best else frozenset()
     old, new = _what_matters(saved, more), _what_matters(config, more)
     changes = [f"{name} was {old[name]}, is {new[name]}" for name in new if old[name] != new[name]]
+    known = origin.state.get("data")
+    if isinstance(known, list) and len(known) == len(data):  # else data_path has changed
+        changes += [
+            f"the content of shard {number} was {str(was)[:12]}, is {found[:12]} (sha256)"
+            for number, (was, found) in enumerate(zip(known, data, strict=True), 1)
+            if was != found
+        ]
     if changes and not config.checkpoint.override:
         raise ConfigError(
             f"{origin.path} was trained with other settings: {'; '.join(changes)}",

@@ -48,6 +48,7 @@ from megatron_yuyuan.resolve import (
 from megatron_yuyuan.samples import (
     asks_questions,
     borders,
+    fingerprints,
     introduce_example,
     question_samples,
     text_samples,
@@ -93,7 +94,8 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
     validate(config, ranks)
     require_extras(config.logging)
     config, training_set, validation_set = open_samples(config, tokenizer, samples)
-    overridden = accept_changes(config, origin)
+    data = fingerprints(training_set)
+    overridden = accept_changes(config, origin, data)
 
     alike = of_every_rank(config, origin, tokenizer, len(training_set))
     start = joined(config, stopping, watched, reached, alike)
@@ -104,6 +106,7 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
         introduce_plan(config, mesh, training_set, validation_set, log)
         introduce_example(training_set, tokenizer, log)
         state = build_state(config, mesh, kernels_of(config, mesh, log))
+        state.data = data
         if origin is not None:
             origin = load_into(state, origin, config, log)
         saver = build_saver(config, state, tokenizer, origin.path if origin else None, log)

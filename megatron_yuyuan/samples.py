@@ -160,6 +160,11 @@ def introduce_example(training_set: Dataset, tokenizer: Tokenizer, log: Log) -> 
         log.line(f"example, what stands in [[ ]] is not learned: {shown}")
 
 
+def fingerprints(dataset: Dataset) -> list[str]:
+    """Of every shard that it reads, in their order."""
+    return [part.shard.fingerprint for part, _ in shares(dataset)]
+
+
 def shares(dataset: Dataset) -> list[tuple[OfShard, float]]:
     """The data sets that a blend reads, or the only one, each with its share of the samples."""
     if not isinstance(dataset, BlendedDataset):

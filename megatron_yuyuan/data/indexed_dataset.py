@@ -211,6 +211,15 @@ class IndexedDataset:
         expect(self.prefix, "checksum of the .meta.json", described.get("checksum", digest), digest)
 
     @property
+    def fingerprint(self) -> str:
+        """sha256 that another content, or another order of it, changes: of what the .meta.json says of both
+        files; of a shard without one, of the .idx."""
+        if not self.meta:
+            return hashlib.sha256(self._index.data).hexdigest()
+        digests = (self.meta[file]["sha256"] for file in ("bin", "idx"))
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    @property
     def num_documents(self) -> int:
         """Documents in the shard."""
         return len(self.document_indices) - 1

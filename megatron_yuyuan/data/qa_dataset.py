@@ -27,6 +27,11 @@ class Pairs(Protocol):
     """(2 pairs,): tokens of a prompt, of its answer with end of text, of the next prompt, ..."""
 
     @property
+    def fingerprint(self) -> str:
+        """That another content changes."""
+        ...
+
+    @property
     def num_documents(self) -> int: ...
 
     def document(self, number: int) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """A JSONL file of questions and answers, read as a shard of them is."""
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +24,7 @@ class QuestionFile:
     def __init__(self, path: str | Path, tokenizer: Tokenizer):
         self.prefix, self.meta = str(path), {"template": TEMPLATE.to_dict(), "append_eod": True}
         pairs = list(drop_repeats(read_qa_jsonl(path), Counter()))
+        self.fingerprint = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         prompts = tokenizer.encode_batch([TEMPLATE.prompt_text(pair.question) for pair in pairs])
         answers = tokenizer.encode_batch([TEMPLATE.answer_text(pair.answer) for pair in pairs])
         self._pairs = [

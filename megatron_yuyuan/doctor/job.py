@@ -9,7 +9,7 @@ from megatron_yuyuan.doctor.findings import OK, WARNING, Finding, of_error
 from megatron_yuyuan.errors import YuyuanError
 from megatron_yuyuan.origin import Origin, starting_point
 from megatron_yuyuan.resolve import Samples, accept_changes, open_samples, resolve, run_tokenizer
-from megatron_yuyuan.samples import shares
+from megatron_yuyuan.samples import fingerprints, shares
 from megatron_yuyuan.validation import validate
 from megatron_yuyuan.writers import require_extras
 
@@ -54,7 +54,7 @@ class Job:
         )
         self.findings += shard_findings(training_set, validation_set)
         self._at = "changes"
-        self._say_changes(accept_changes(self.config, origin))
+        self._say_changes(accept_changes(self.config, origin, fingerprints(training_set)))
 
     def _found(self, said: str) -> None:
         self.findings.append(Finding(self._at, OK, said))

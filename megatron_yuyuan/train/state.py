@@ -44,6 +44,8 @@ class TrainState:
     """Samples that led to loss spikes: consumed_samples counts without them."""
     rollbacks: int = 0
     """Times that the run was taken back for that."""
+    data: list[str] = field(default_factory=list)
+    """Fingerprint of every shard that the run learns from, in their order."""
     evaluation_due: bool = False
     """The run was stopped when it should have evaluated; it does so when it goes on."""
 
@@ -99,13 +101,15 @@ class TrainState:
             "recent_losses": self.recent_losses,
             "left_out": self.left_out,
             "rollbacks": self.rollbacks,
+            "data": self.data,
             "evaluation_due": self.evaluation_due,
             "loss_scale": self.loss_scale.state_dict(),
         }
 
     def recall(self, document: dict) -> None:
-        """Take the history from a state.json; an older one has none."""
-        for name in self.history().keys() - {"loss_scale"}:
+        """Take the history from a state.json; an older one has none. What the run learns from is named by
+        the one that goes on."""
+        for name in self.history().keys() - {"loss_scale", "data"}:
             setattr(self, name, document.get(name, getattr(self, name)))
         self.loss_scale.load_state_dict(document.get("loss_scale", {}))
 
