@@ -10,9 +10,9 @@ FIGURES = ("iteration", "lm_loss", "grad_norm", "loss_scale", "reason")
 def in_portions(config, first: int) -> list[list[list]]:
     """The figures of six steps taken at once, and of the same in two runs: the second begins after
     `first` of them, with the tensors and the history of the one before."""
-    whole, samples = build_trainer(config), RandomText()
+    whole, samples = build_trainer(config, one_layout=True), RandomText()
     expected = [whole.step(samples) for _ in range(6)]
-    before, after = build_trainer(config), build_trainer(config)
+    before, after = build_trainer(config, one_layout=True), build_trainer(config, one_layout=True)
     actual = [before.step(samples) for _ in range(first)]
     state, kept = before.state, before.state.tensors()
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -17,6 +18,26 @@ from megatron_yuyuan.data.tokenizer_base import (
     refuse_surrogates,
 )
 from megatron_yuyuan.errors import ConfigError, DataError
+
+
+@contextmanager
+def _encoding(texts: Sequence[str]) -> Iterator[None]:
+    """Raises DataError where the library cannot encode: for half of a surrogate pair, and for rules of a
+    tokenizer.json at which it fails, or panics, which Python sees as no Exception."""
+    try:
+        yield
+    except TypeError:
+        for text in texts:
+            refuse_surrogates(text)
+        raise
+    except BaseException as error:
+        if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+            raise
+        raise DataError(
+            f"the tokenizer cannot encode a text: {error}",
+            "its tokenizer.json has rules that the tokenizers library does not carry out",
+            "a tokenizer.json as it was published",
+        ) from None
 
 
 class ByteLevelBPE(Tokenizer):
@@ -94,20 +115,13 @@ class ByteLevelBPE(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, on the calling thread. Raises DataError: half of a surrogate pair."""
-        try:
+        with _encoding([text]):
             return self._backend.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            refuse_surrogates(text)
-            raise
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of several texts, on as many threads as the library was given. Raises DataError."""
-        try:
+        with _encoding(texts):
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        except TypeError:
-            for text in texts:
-                refuse_surrogates(text)
-            raise
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
