@@ -56,6 +56,7 @@ RUN = {
 
 NOT_RUN = {
     "tests/faults/corruption.py": "tests/faults/test_corruption.py calls what it prints",
+    "tests/faults/coverage_fuzzing.py": "atheris is no dependency: it has no wheel for every system",
     "tools/download_data.py": "it needs a network; tests/tools/test_download_data.py runs it on a server of its own",
     "tools/translate_args.py": "it needs a script of Megatron-LM's; tests/tools/test_translate_args.py has some",
     "tools/write_cli_reference.py": "it would write this repository; its page is compared below",
