@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import TextIO
 
 from megatron_yuyuan import launcher
 from megatron_yuyuan.config import Config, config_fields
 from megatron_yuyuan.config_toml import load_toml, nearest, require_text, to_toml
 from megatron_yuyuan.errors import ConfigError, YuyuanError, refused_for_now
 from megatron_yuyuan.faults import arm
+from megatron_yuyuan.log import NO_SPACE, full_output, silence
 from megatron_yuyuan.megatron_flags import INSTEAD, NO_EFFECT, NO_EFFECT_WITH_VALUE, not_yet
 
 
@@ -158,17 +160,17 @@ def run_command(main: Callable[[], None]) -> None:
     three lines on stderr, printed once per job. `--debug` on the command line adds the traceback.
     """
     try:
-        main()
+        _to_the_last_line(main)
     except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         sys.exit(0)
     except (YuyuanError, OSError) as cause:
-        error = cause if isinstance(cause, YuyuanError) else _of_path(cause)
+        error = cause if isinstance(cause, YuyuanError) else _of_system(cause)
         if not error.said and (error.is_own or _claims_the_message(str(error))):
-            if "--debug" in sys.argv:
-                traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            trace = traceback.format_exc() if "--debug" in sys.argv else ""
+            _to_its_end(sys.stderr, f"{trace}error: {error}\n")
         _tell_torchrun(str(error).splitlines()[0])
+        _to_its_end(sys.stdout)
         sys.exit(error.status)
     except KeyboardInterrupt:
         if launcher.rank() == 0:
@@ -176,12 +178,35 @@ def run_command(main: Callable[[], None]) -> None:
         os._exit(130)  # not by way of collectives that wait for ranks which are gone
 
 
+def _to_the_last_line(main: Callable[[], None]) -> None:
+    """Run a command until all that it says, --help too, has left this process: what the interpreter
+    itself writes at its exit has no error of ours."""
+    try:
+        main()
+    except SystemExit:
+        print(end="", flush=True)
+        raise
+    print(end="", flush=True)
+
+
+def _to_its_end(stream: TextIO, text: str = "") -> None:
+    """Write a text and whatever waits, after an error: where that has no room either, the exit status
+    still says what is right."""
+    try:
+        print(text, end="", file=stream, flush=True)
+    except OSError:
+        silence(stream)
+
+
 PATH_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 """What the system says of a path, and not of what a program does with it."""
 
 
-def _of_path(error: OSError) -> YuyuanError:
-    """The error for a path that the system refuses even to look at. Raises any other again."""
+def _of_system(error: OSError) -> YuyuanError:
+    """The error for a full disk under stdout or a file, and for a path that the system refuses even to look
+    at. Raises any other again."""
+    if error.errno in NO_SPACE:
+        return full_output(error)
     if error.errno not in PATH_REFUSED or not error.filename:
         raise error
     what = f"cannot use {error.filename}: {error.strerror}"

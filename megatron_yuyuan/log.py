@@ -13,10 +13,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self, TextIO
 
-from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.errors import DataError, SpaceError
 
 SCHEMA = 1
 """Version of the objects in metrics.jsonl; docs/metrics.md describes it."""
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The disk, the quota, or the largest size of a file."""
 
 
 class Sink:
@@ -61,13 +63,14 @@ class Log:
             sink.close()
 
     def line(self, text: str) -> None:
-        """Print on rank 0."""
+        """Print on rank 0. Raises SpaceError where stdout is a file on a full disk."""
         if self._speaks:
             with readers_may_leave():
                 print(text, flush=True)
 
     def event(self, event: str, **values) -> None:
-        """Tell every sink, with the `time` of day. Raises DataError where the disk refuses."""
+        """Tell every sink, with the `time` of day. Raises DataError where the disk refuses, and of these
+        SpaceError where it is full."""
         values = {"time": time.time(), **values}
         for sink in self._sinks:
             sink.event(event, values)
@@ -76,13 +79,31 @@ class Log:
 @contextmanager
 def readers_may_leave() -> Iterator[None]:
     """A reader of stdout who has gone (head, a closed terminal) does not end the run: what is written
-    from then on goes nowhere."""
+    from then on goes nowhere. Raises SpaceError where it is a file on a full disk."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):
+        if error.errno not in (errno.EPIPE, errno.EIO, *NO_SPACE):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
+        if error.errno in NO_SPACE:
+            raise full_output(error) from None
+
+
+def silence(stream: TextIO) -> None:
+    """What waits to be written to stdout or stderr, and what comes, goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def full_output(error: OSError) -> SpaceError:
+    """The error for a disk on which what a command says or makes has no room."""
+    return SpaceError(
+        f"cannot write {error.filename or 'the output'}: {error.strerror}",
+        "what this command says or makes would be cut",
+        "free space there, or send its output elsewhere",
+    )
 
 
 class MetricsFile(Sink):
@@ -100,26 +121,36 @@ class MetricsFile(Sink):
         self.has_history = path.exists() and path.stat().st_size > 0
 
     def event(self, event: str, values: dict) -> None:
-        """Append one object. Raises DataError where the disk refuses."""
+        """Append one object. Raises DataError where the disk refuses, and of these SpaceError where it is
+        full."""
         finite = {
             k: None if type(v) is float and not math.isfinite(v) else v for k, v in values.items()
         }
-        try:
+        text = json.dumps({"event": event, "schema": SCHEMA, **finite}, allow_nan=False)
+        with self._refusals():
             self._file = self._file or self._open()
-            text = json.dumps({"event": event, "schema": SCHEMA, **finite}, allow_nan=False)
             self._file.write(text + "\n")
             self._file.flush()
+
+    def close(self) -> None:
+        """Raises as `event` does: what was refused there is tried once more."""
+        file, self._file = self._file, None
+        if file:
+            with self._refusals():
+                file.close()
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """What the disk says, as an error of ours."""
+        try:
+            yield
         except OSError as error:
-            raise DataError(
+            kind = SpaceError if error.errno in NO_SPACE else DataError
+            raise kind(
                 f"cannot write {self._path}: {error.strerror}",
                 "every step of a run is recorded there",
                 "a --save directory with room that may be written to",
             ) from None
-
-    def close(self) -> None:
-        if self._file:
-            self._file.close()
-            self._file = None
 
     def _open(self) -> TextIO:
         self._path.parent.mkdir(parents=True, exist_ok=True)

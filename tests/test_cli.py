@@ -1,13 +1,15 @@
 """The command line: Megatron-LM's flags, refused or accepted but never ignored silently."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from megatron_yuyuan.cli import parse_config
+from megatron_yuyuan.cli import parse_config, run_command
 from megatron_yuyuan.config import config_fields
 from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.megatron_flags import NO_EFFECT, NO_EFFECT_WITH_VALUE, NOT_YET
@@ -111,6 +113,86 @@ def test_torchruns_report_names_the_cause_too(repository, tmp_path):
         check=False,
     )
     assert json.loads(error_file.read_text())["message"] == "--exit-signal is not yet supported"
+
+
+SHARD = str(Path(__file__).parent / "golden" / "text_text_document")
+SAYING = {
+    "a card": ("tools/check_data.py", SHARD),
+    "json": ("tools/check_data.py", "--json", SHARD),
+    "help": ("pretrain_gpt.py", "--help"),
+    "a configuration": ("pretrain_gpt.py", "--print-config"),
+}
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs Linux's /dev/full")
+
+
+@needs_full
+@pytest.mark.parametrize("command", SAYING.values(), ids=SAYING)
+def test_a_full_disk_under_stdout_is_three_lines_and_status_2(repository, command):
+    """Whether the command notices, or only the interpreter when it ends."""
+    script, *words = command
+    with FULL.open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, str(repository / script), *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    lines = ended.stderr.splitlines()
+    assert [line[:7] for line in lines] == ["error: ", "  why: ", "  try: "], ended.stderr
+    assert "No space left on device" in lines[0]
+    assert ended.returncode == 2
+
+
+@needs_full
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+@pytest.mark.parametrize("shard", [SHARD, "nowhere"])
+def test_where_errors_have_no_room_either_the_status_still_says_it(repository, shard, debug):
+    with FULL.open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, str(repository / "tools" / "check_data.py"), shard, *debug],
+            stdout=full,
+            stderr=full,
+            check=False,
+        )
+    assert ended.returncode == 2
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EFBIG"])
+def test_a_file_without_room_is_named(capsys, name):
+    def main() -> None:
+        raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)), "out/page.html")
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code == 2
+    said = f"error: cannot write out/page.html: {os.strerror(getattr(errno, name))}\n  why: "
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_fault_of_the_system_that_nobody_expects_keeps_its_traceback():
+    def main() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        run_command(main)
+
+
+@pytest.mark.parametrize("command", SAYING.values(), ids=SAYING)
+def test_a_reader_who_left_is_told_nothing(repository, command):
+    script, *words = command
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, str(repository / script), *words],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_ctrl_c_is_no_traceback():

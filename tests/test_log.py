@@ -1,15 +1,31 @@
 """metrics.jsonl: one object an event, readable after a kill, exact to the bit."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from megatron_yuyuan.errors import DataError
-from megatron_yuyuan.log import SCHEMA, Log, MegatronLines, Sink, duration, read_metrics
+from megatron_yuyuan import log as log_module
+from megatron_yuyuan.errors import DataError, SpaceError
+from megatron_yuyuan.log import (
+    SCHEMA,
+    Log,
+    MegatronLines,
+    MetricsFile,
+    Sink,
+    duration,
+    read_metrics,
+    readers_may_leave,
+)
+
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs Linux's /dev/full")
 
 FIGURES = {
     "iteration": 7,
@@ -80,6 +96,67 @@ def test_a_reader_who_leaves_does_not_end_the_run():
     writer.stdout.close()
     assert writer.stderr.read() == "done\n"
     assert writer.wait() == 0
+
+
+@needs_full
+def test_a_full_disk_under_stdout_ends_the_run_once():
+    """With three lines and status 2, and nothing more at the interpreter's exit."""
+    program = (
+        "from megatron_yuyuan.cli import run_command\n"
+        "from megatron_yuyuan.log import Log\n"
+        "run_command(lambda: Log(None, True).line('hello'))"
+    )
+    with FULL.open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ended.stderr.startswith("error: cannot write the output: No space left on device\n")
+    assert [line[:7] for line in ended.stderr.splitlines()] == ["error: ", "  why: ", "  try: "]
+    assert ended.returncode == 2
+
+
+NO_SPACE = ("ENOSPC", "EDQUOT", "EFBIG")
+
+
+@pytest.mark.parametrize("name", NO_SPACE)
+def test_stdout_without_room_is_an_error_and_is_not_written_again(monkeypatch, name):
+    silenced = []
+    monkeypatch.setattr(log_module, "silence", silenced.append)
+    with pytest.raises(SpaceError, match="cannot write the output") as refused, readers_may_leave():
+        raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+    assert (refused.value.status, refused.value.kind) == (2, "space")
+    assert silenced == [sys.stdout]
+
+
+def test_another_fault_of_stdout_is_a_bug_of_ours():
+    with pytest.raises(OSError, match="Bad file"), readers_may_leave():
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, "space") for name in NO_SPACE), ("EACCES", "data"), ("EIO", "data")]
+)
+def test_metrics_say_whether_the_disk_is_full_or_refuses(tmp_path, monkeypatch, name, kind):
+    def refuse(*_):
+        raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+
+    monkeypatch.setattr(MetricsFile, "_open", refuse)
+    with pytest.raises(DataError, match=r"cannot write .*metrics\.jsonl") as refused:
+        Log(tmp_path, True).event("step", **FIGURES)
+    assert (refused.value.kind, isinstance(refused.value, SpaceError)) == (kind, kind == "space")
+
+
+@needs_full
+def test_metrics_on_a_full_disk_are_said_so_by_the_end_of_the_run_too(tmp_path):
+    """What waits to be written is tried again when the file is closed: no other error takes the place."""
+    (tmp_path / "metrics.jsonl").symlink_to(FULL)
+    log = Log(tmp_path, True)
+    with pytest.raises(SpaceError, match=r"metrics\.jsonl: No space left"), log:
+        log.event("step", **FIGURES)
 
 
 def test_a_restart_takes_back_what_came_after_its_checkpoint(tmp_path):

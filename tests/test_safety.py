@@ -19,7 +19,7 @@ from megatron_yuyuan.checkpoint.manifest import digests
 from megatron_yuyuan.checkpoint.model import load_divided_model, load_model, open_model
 from megatron_yuyuan.config import Config, ParallelConfig
 from megatron_yuyuan.data.tokenizer import read_tokenizer
-from megatron_yuyuan.errors import DataError, UnsafeError
+from megatron_yuyuan.errors import UnsafeError
 from megatron_yuyuan.origin import starting_point
 
 ALLOWED = {
@@ -185,7 +185,7 @@ def test_a_hugging_face_directory_that_would_run_code_runs_none(hostile, way):
 def test_a_tokenizer_is_never_opened_as_a_pickle(hostile):
     for name in ("tokenizer.json", "vocab.json"):
         (hostile / "run" / "tokenizer" / name).write_bytes(pickle.dumps(Opens(hostile / "opened")))
-    with pytest.raises(DataError):
+    with pytest.raises(UnsafeError, match="is a pickle"):
         read_tokenizer(hostile / "run" / "tokenizer")
     assert not (hostile / "opened").exists()
 

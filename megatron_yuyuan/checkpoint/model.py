@@ -26,7 +26,7 @@ from megatron_yuyuan.checkpoint.hf_format import HuggingFaceWeights
 from megatron_yuyuan.checkpoint.hf_start import PREFIX
 from megatron_yuyuan.checkpoint.manifest import verify_export
 from megatron_yuyuan.checkpoint.newest import named_checkpoint
-from megatron_yuyuan.checkpoint.stored import StoredWeights
+from megatron_yuyuan.checkpoint.stored import StoredWeights, saved_factors
 from megatron_yuyuan.config import Config, ModelConfig, ParallelConfig, TrainingConfig
 from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
@@ -34,7 +34,7 @@ from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError
 from megatron_yuyuan.model.decoding import store_by_columns
 from megatron_yuyuan.model.gpt2 import GPT2
-from megatron_yuyuan.model.lora import factor_shapes, merge_factors
+from megatron_yuyuan.model.lora import merge_factors
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.parallel.forward import DividedModel
 from megatron_yuyuan.parallel.plan import build_stages
@@ -125,7 +125,7 @@ def load_model(
     config = from_dict({"model": state["config"]["model"]}).model
     model = _empty(dataclasses.replace(config, lora_rank=0), device)
     weights = model.state_dict()
-    factors = {n: torch.empty(s, device=device) for n, s in factor_shapes(config).items()}
+    factors = {n: torch.empty(s, device=device) for n, s in saved_factors(config).items()}
     load_tensors(path, {f"model.{name}": t for name, t in (weights | factors).items()})
     merge_factors(weights, factors, config)
     if model.device.type == "cpu":

@@ -1,6 +1,5 @@
 """Whether a checkpoint has a place: room for its bytes, in a directory that may be written to."""
 
-import errno
 import math
 import shutil
 import tempfile
@@ -10,9 +9,7 @@ from torch import Tensor
 
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.errors import DataError, SpaceError
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""The disk, the quota, or the largest size of a file."""
+from megatron_yuyuan.log import NO_SPACE as NO_SPACE  # of whoever writes checkpoints, too
 
 
 def checkpoint_bytes(tensors: dict[str, Tensor], ranks: Ranks) -> int:

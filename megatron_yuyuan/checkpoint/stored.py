@@ -69,6 +69,18 @@ class _OneChunk(dcp.DefaultLoadPlanner):
         return self.state_dict[index.fqn]
 
 
+def saved_factors(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """`factor_shapes` by the configuration of a checkpoint. Raises DataError: it names a matrix that a layer
+    has not."""
+    if unknown := set(config.lora_target_modules) - set(ModelConfig.lora_target_modules):
+        raise DataError(
+            f"the checkpoint's lora_target_modules has {min(unknown)}",
+            "a layer has no such matrix",
+            "the checkpoint as it was written",
+        )
+    return factor_shapes(config)
+
+
 class StoredWeights(Mapping[str, Tensor]):
     """The weights of a checkpoint of ours by name, without `model.`; float32, LoRA's factors merged.
 
@@ -78,7 +90,7 @@ class StoredWeights(Mapping[str, Tensor]):
     def __init__(self, path: Path, config: ModelConfig):
         load_tensors(path, {})  # reads nothing: it compares files and manifest
         self._stored, self._config = StoredTensors(path), config
-        self._factors = factor_shapes(config)
+        self._factors = saved_factors(config)
         for name, shape in self._factors.items():
             if self._stored.shapes.get(f"model.{name}") != shape:
                 raise DataError(

@@ -21,7 +21,8 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from megatron_yuyuan.data.files import AtomicFiles
-from megatron_yuyuan.errors import DataError, UnsafeError
+from megatron_yuyuan.errors import DataError, SpaceError, UnsafeError
+from megatron_yuyuan.log import NO_SPACE
 
 Answer = TypeVar("Answer")
 
@@ -95,7 +96,8 @@ class Client:
     def save(self, url: str, target: Path, md5_file: bytes) -> bool:
         """Make `target` the content at `url`, which `md5_file` describes. False: it was already.
 
-        Raises DataError (see `read`; checksum unreadable or not met, no room) and UnsafeError.
+        Raises DataError (see `read`; checksum unreadable), of these SpaceError (no room), and UnsafeError
+        (see `read`; checksum not met).
         """
         md5 = parse_md5(md5_file, target.name)
         part, kept = Path(f"{target}.part"), Path(f"{target}.md5")
@@ -109,7 +111,8 @@ class Client:
             self._retried(url, lambda: self._complete(url, part, md5))
             os.replace(part, target)
         except OSError as error:
-            raise DataError(
+            kind = SpaceError if error.errno in NO_SPACE else DataError
+            raise kind(
                 f"cannot write {part}: {error.strerror}",
                 f"{target.name} is not whole yet",
                 "a folder with room that may be written to; then the same command: it goes on where it stopped",
@@ -117,7 +120,8 @@ class Client:
         return True
 
     def _complete(self, url: str, part: Path, md5: str) -> None:
-        """Fetch what `part` lacks; remove it where the whole does not have that md5."""
+        """Fetch what `part` lacks; remove it where the whole does not have that md5. Raises UnsafeError:
+        all of it was fetched now, and it does not."""
         digest, held = _md5_of(part), part.stat().st_size if part.exists() else 0
         if digest.hexdigest() == md5:
             return  # ended between the last byte and the rename
@@ -135,7 +139,7 @@ class Client:
             part.unlink()
             if held:  # what was held may have been the fault
                 raise ConnectionLost(f"resumed to md5 {digest.hexdigest()}, not {md5}")
-            raise DataError(
+            raise UnsafeError(
                 f"{url}: md5 {digest.hexdigest()}, and its .md5 file says {md5}",
                 "it is not the file that was published; it has been removed",
                 "the same command again; if it stays so, ask the publisher",
@@ -292,7 +296,7 @@ def _md5_of(path: Path):
 def _require_room(part: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if free < num_bytes:
-        raise DataError(
+        raise SpaceError(
             f"{part.parent}: {free / 1e9:.2f} GB free, and {part.stem} needs {num_bytes / 1e9:.2f} GB",
             "it would be cut",
             "another --output-dir, or room there; then the same command",

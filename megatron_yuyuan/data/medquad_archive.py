@@ -14,7 +14,8 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from megatron_yuyuan.errors import DataError, UnsafeError
+from megatron_yuyuan.errors import DataError, SpaceError, UnsafeError
+from megatron_yuyuan.log import NO_SPACE
 
 COMMIT = "577bd37b96c02d1833b2c9eed2de9f96964e96cb"
 """Of https://github.com/abachaa/MedQuAD, 17 October 2023: 11,274 XML files."""
@@ -44,12 +45,12 @@ def unpack_medquad(archive: bytes, folder: Path, commit: str, tree: str) -> int:
     """Unpack the .xml files of a .tar.gz, whose tree is `tree`, into `folder`; their number. The
     folder appears whole.
 
-    Raises DataError (damaged, not this tree, no room) and UnsafeError (a member that is a link or
-    would lie elsewhere, more than LARGEST).
+    Raises DataError (damaged), of these SpaceError (no room), and UnsafeError (not this tree, a member
+    that is a link or would lie elsewhere, more than LARGEST).
     """
     files = read_archive(archive)
     if (found := git_tree_id(files)) != tree:
-        raise DataError(
+        raise UnsafeError(
             f"the archive holds git tree {found}, not {tree}",
             f"it is not MedQuAD at commit {commit}",
             "the same command again; --base-url names another copy",
@@ -65,7 +66,8 @@ def unpack_medquad(archive: bytes, folder: Path, commit: str, tree: str) -> int:
         os.sync()  # once, where an fsync for each file would take minutes
         os.rename(unpacked, folder)
     except OSError as error:
-        raise DataError(
+        kind = SpaceError if error.errno in NO_SPACE else DataError
+        raise kind(
             f"cannot write {folder}: {error.strerror}",
             "MedQuAD is not whole without it",
             "a folder with room that may be written to",

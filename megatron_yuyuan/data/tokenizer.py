@@ -1,5 +1,6 @@
 """The tokenizer that a configuration, a file or a directory names, of whatever kind it is."""
 
+import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from megatron_yuyuan.cli import add_config_argument
 from megatron_yuyuan.config import DataConfig
 from megatron_yuyuan.data.byte_level_bpe import ByteLevelBPE, train_bpe
 from megatron_yuyuan.data.tokenizer_base import END_OF_TEXT, Tokenizer
-from megatron_yuyuan.errors import ConfigError, DataError
+from megatron_yuyuan.errors import ConfigError, DataError, UnsafeError
 
 __all__ = [
     "END_OF_TEXT",
@@ -23,24 +24,30 @@ __all__ = [
 TOKENIZER_FIELDS = ("tokenizer_type", "vocab_file", "merge_file", "tokenizer_model")
 """The fields of DataConfig that name a tokenizer."""
 GPT2_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+PICKLE = re.compile(
+    rb"\x80[\x02-\x05]|\(?[ci][\w.]+\n[\w.]+\n|PK\x03\x04.{0,200}/data\.pkl", re.DOTALL
+)
+"""How pickles begin: those of protocol 2 and later, older ones that name a function first, torch's. No
+tokenizer file does."""
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer.json, a SentencePiece .model, or a directory with tokenizer.model,
     tokenizer.json, or vocab.json and merges.txt, the first of these that is there.
 
-    Raises DataError: nothing there, not readable, no end of text, or one that a text can yield.
+    Raises DataError (nothing there, not readable, no end of text, or one that a text can yield) and
+    UnsafeError (a pickle).
     """
     path = Path(path)
     if not path.is_dir():
-        return _read_model(path) if path.suffix == ".model" else ByteLevelBPE.from_json(path)
+        return _read_model(path) if path.suffix == ".model" else _read_json(path)
     if (path / "tokenizer.model").exists():
         return _read_model(path / "tokenizer.model")
     if (path / "tokenizer.json").exists():
-        return ByteLevelBPE.from_json(path / "tokenizer.json")
+        return _read_json(path / "tokenizer.json")
     for vocab, merges in GPT2_PAIRS:
         if (path / vocab).exists() and (path / merges).exists():
-            return ByteLevelBPE.from_gpt2(path / vocab, path / merges)
+            return _read_pair(path / vocab, path / merges)
     raise DataError(
         f"no tokenizer in {path}",
         "it holds neither tokenizer.json, nor tokenizer.model, nor vocab.json with merges.txt",
@@ -62,7 +69,8 @@ def named_tokenizer(options: Namespace) -> Tokenizer:
 def open_tokenizer(data: DataConfig) -> Tokenizer:
     """The tokenizer that a configuration names.
 
-    Raises ConfigError (its files are not named) and DataError (they are not readable).
+    Raises ConfigError (its files are not named), DataError (they are not readable) and UnsafeError (one is a
+    pickle).
     """
     if data.tokenizer_type != "GPT2BPETokenizer":
         if not data.tokenizer_model:
@@ -85,10 +93,39 @@ def open_tokenizer(data: DataConfig) -> Tokenizer:
             "--tokenizer-type HuggingFaceTokenizer "
             "--tokenizer-model DIRECTORY",
         )
-    return ByteLevelBPE.from_gpt2(data.vocab_file, data.merge_file)
+    return _read_pair(Path(data.vocab_file), Path(data.merge_file))
+
+
+def _read_json(path: Path) -> Tokenizer:
+    _refuse_pickle(path)
+    return ByteLevelBPE.from_json(path)
+
+
+def _read_pair(vocab: Path, merges: Path) -> Tokenizer:
+    for path in (vocab, merges):
+        _refuse_pickle(path)
+    return ByteLevelBPE.from_gpt2(vocab, merges)
 
 
 def _read_model(path: Path) -> Tokenizer:
     from megatron_yuyuan.data.sentencepiece_model import SentencePieceTokenizer  # loaded when used
 
+    _refuse_pickle(path)
     return SentencePieceTokenizer.from_file(path)
+
+
+def _refuse_pickle(path: Path) -> None:
+    """Raises UnsafeError for a file that begins as a pickle does. What cannot be read, its reader says."""
+    try:
+        if not path.is_file():  # a pipe is read once
+            return
+        with open(path, "rb") as stream:
+            begin = stream.read(256)
+    except OSError:
+        return
+    if PICKLE.match(begin):
+        raise UnsafeError(
+            f"{path} is a pickle, and no tokenizer",
+            "to open it is to run the code in it",
+            "a tokenizer.json, a SentencePiece .model, or GPT-2's vocab.json and merges.txt",
+        )

@@ -4,13 +4,14 @@ import hashlib
 import shutil
 from collections import namedtuple
 from concurrent.futures import CancelledError
+from pathlib import Path
 
 import pytest
 from loopback_site import answer, cut, serve
 
 from megatron_yuyuan.data import download
 from megatron_yuyuan.data.download import Client, download_with_md5, parse_md5, pubmed_names
-from megatron_yuyuan.errors import DataError, UnsafeError
+from megatron_yuyuan.errors import DataError, SpaceError, UnsafeError
 
 NAME = "pubmed26n0001.xml.gz"
 CONTENT = bytes(range(256)) * 3000  # 768,000 bytes: three chunks
@@ -102,8 +103,9 @@ def test_a_server_without_ranges_sends_the_whole(site, save, tmp_path):
 
 def test_what_does_not_match_is_refused_and_removed(site, save, tmp_path):
     site.files[NAME] = CONTENT[:-1] + b"x"
-    with pytest.raises(DataError, match=r"md5 .* its \.md5 file says"):
+    with pytest.raises(UnsafeError, match=r"md5 .* its \.md5 file says") as refused:
         save()
+    assert (refused.value.status, refused.value.kind) == (2, "unsafe")
     assert set(contents(tmp_path)) == {f"{NAME}.md5"} and len(site.requests) == 1
 
 
@@ -171,16 +173,28 @@ def test_what_is_not_https_is_not_asked(url):
 def test_a_full_disk_is_said_before_the_transfer(site, save, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 700_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DataError, match=r"0\.00 GB free, and pubmed26n0001\.xml\.gz needs"):
+    with pytest.raises(SpaceError, match=r"0\.00 GB free, and pubmed26n0001\.xml\.gz needs"):
         save()
     assert f"{NAME}.part" not in contents(tmp_path)
+
+
+def test_a_disk_that_fills_meanwhile(save, tmp_path, monkeypatch):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs Linux's /dev/full")
+    (tmp_path / f"{NAME}.part").symlink_to(full)
+    (tmp_path / f"{NAME}.md5").write_bytes(md5_line())
+    monkeypatch.setattr(download, "_md5_of", lambda path: hashlib.md5())  # /dev/full never ends
+    with pytest.raises(SpaceError, match="No space left"):
+        save()
 
 
 def test_a_place_that_cannot_be_written(save, tmp_path):
     (tmp_path / f"{NAME}.part").mkdir()
     (tmp_path / f"{NAME}.md5").write_bytes(md5_line())
-    with pytest.raises(DataError, match="cannot write"):
+    with pytest.raises(DataError, match="cannot write") as refused:
         save()
+    assert not isinstance(refused.value, SpaceError)
 
 
 def test_several_at_a_time_and_an_end_before_time(site, client, tmp_path):

@@ -1,14 +1,16 @@
 """MedQuAD's archive: the git tree decides, and nothing is written outside."""
 
+import errno
 import gzip
 import io
 import tarfile
+from pathlib import Path
 
 import pytest
 
 from megatron_yuyuan.data import medquad_archive
 from megatron_yuyuan.data.medquad_archive import git_tree_id, is_unpacked, unpack_medquad
-from megatron_yuyuan.errors import DataError, UnsafeError
+from megatron_yuyuan.errors import DataError, SpaceError, UnsafeError
 
 FILES = {
     "a/x.xml": b"one",
@@ -56,8 +58,24 @@ def test_xml_files_appear_together_with_their_commit(tmp_path):
 
 def test_another_content_leaves_nothing_behind(tmp_path):
     changed = archive_of(FILES | {"a/x.xml": b"One"})
-    with pytest.raises(DataError, match=f"git tree [0-9a-f]{{40}}, not {TREE}"):
+    with pytest.raises(UnsafeError, match=f"git tree [0-9a-f]{{40}}, not {TREE}") as refused:
         unpack_medquad(changed, tmp_path / "MedQuAD", COMMIT, TREE)
+    assert (refused.value.status, refused.value.kind) == (2, "unsafe")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("ENOSPC", SpaceError), ("EDQUOT", SpaceError), ("EFBIG", SpaceError), ("EACCES", DataError)],
+)
+def test_a_full_disk_is_told_from_one_that_refuses(tmp_path, monkeypatch, name, error):
+    def refuse(*_):
+        raise OSError(getattr(errno, name), name)
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(DataError, match=f"cannot write .*MedQuAD: {name}") as refused:
+        unpack_medquad(archive_of(FILES), tmp_path / "MedQuAD", COMMIT, TREE)
+    assert type(refused.value) is error
     assert not list(tmp_path.iterdir())
 
 
@@ -108,9 +126,11 @@ def test_a_damaged_archive_is_refused(tmp_path):
     whole = archive_of(FILES)
     cut_inside = gzip.compress(gzip.decompress(whole)[:700])
     page = b"<html>sign in</html>"
-    for archive in (whole[:-9], whole[:20] + b"\0\0\0" + whole[23:], cut_inside, page, b""):
-        with pytest.raises(DataError, match=r"archive is damaged|git tree"):
+    for archive in (whole[:-9], whole[:20] + b"\0\0\0" + whole[23:], page, b""):
+        with pytest.raises(DataError, match="archive is damaged"):
             unpack_medquad(archive, tmp_path / "MedQuAD", COMMIT, TREE)
+    with pytest.raises(UnsafeError, match="git tree"):  # whole to gzip and tar: so it was made
+        unpack_medquad(cut_inside, tmp_path / "MedQuAD", COMMIT, TREE)
     assert not list(tmp_path.iterdir())
 
 

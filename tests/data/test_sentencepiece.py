@@ -197,7 +197,7 @@ def test_a_damaged_model_is_one_error_and_no_crash(tmp_path):
     generator = random.Random(0)
     damaged = [model[:length] for length in (0, 1, 9, 1000, len(model) // 2, len(model) - 1)]
     damaged += [generator.randbytes(length) for length in (1, 10, 1000)]
-    damaged += [b"{}", b"<html>", b"\x80\x04.", bytes(100)]
+    damaged += [b"{}", b"<html>", bytes(100)]
     for position in generator.sample(range(len(model)), 60):
         damaged.append(model[:position] + generator.randbytes(3) + model[position + 3 :])
     for number, content in enumerate(damaged):

@@ -5,10 +5,14 @@ tests/checkpoint, entities in tests/data/test_pubmed.py, test_medquad.py and tes
 test_medquad_archive.py, downloads in test_download.py, shell scripts in tests/tools/test_translate_args.py.
 """
 
+import gzip
+import hashlib
+import io
 import json
 import pickle
 import runpy
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +20,7 @@ import pytest
 import torch
 from commands import tokenizer_flags
 from hostile import Opens
+from loopback_site import serve
 from tiny_run import save_run
 
 from megatron_yuyuan.checkpoint.dcp import load_tensors
@@ -24,6 +29,7 @@ from megatron_yuyuan.checkpoint.manifest import digests
 from megatron_yuyuan.checkpoint.metadata import SafeReader
 from megatron_yuyuan.checkpoint.model import open_model
 from megatron_yuyuan.cli import parse_config
+from megatron_yuyuan.data import medquad_archive
 from megatron_yuyuan.errors import DataError, UnsafeError, YuyuanError
 from megatron_yuyuan.origin import starting_point
 
@@ -219,13 +225,36 @@ def test_lines_that_are_code_are_not_run(main, models, tmp_path, kind):
     assert not (tmp_path / "opened").exists()
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "vocab.json"])
-@pytest.mark.parametrize("tool", ["preprocess_data", "compare_tokenizers"])
-def test_no_tokenizer_is_opened_as_a_pickle(main, tmp_path, tool, name):
+def saved_by_torch(opens: Opens, zipped: bool) -> bytes:
+    stream = io.BytesIO()
+    torch.save(opens, stream, _use_new_zipfile_serialization=zipped)
+    return stream.getvalue()
+
+
+PICKLES = {f"protocol {n}": lambda opens, n=n: pickle.dumps(opens, n) for n in range(6)} | {
+    "torch": lambda opens: saved_by_torch(opens, zipped=True),
+    "old torch": lambda opens: saved_by_torch(opens, zipped=False),
+}
+ONE_PICKLE = "protocol 4"
+
+
+def assert_unsafe(error: YuyuanError, opened: Path) -> None:
+    assert (error.status, error.kind) == (2, "unsafe") and "is a pickle" in str(error)
+    assert not opened.exists()
+
+
+@pytest.mark.parametrize(
+    ("tool", "kind"),
+    [("compare_tokenizers", kind) for kind in PICKLES] + [("preprocess_data", ONE_PICKLE)],
+)
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"])
+def test_no_tokenizer_is_opened_as_a_pickle(main, tmp_path, tool, name, kind):
     folder = tmp_path / "tokenizer"
     folder.mkdir()
-    for file in {name, "merges.txt"}:
-        (folder / file).write_bytes(pickle.dumps(Opens(tmp_path / "opened")))
+    if name in ("vocab.json", "merges.txt"):
+        (folder / "vocab.json").write_text("{}")
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / name).write_bytes(PICKLES[kind](Opens(tmp_path / "opened")))
     (tmp_path / "in.jsonl").write_text('{"text": "Gout."}\n')
     flags = {
         "preprocess_data": ["--output-prefix", tmp_path / "p", *tokenizer_flags(folder)],
@@ -233,7 +262,43 @@ def test_no_tokenizer_is_opened_as_a_pickle(main, tmp_path, tool, name):
     }[tool]
     with pytest.raises(YuyuanError) as refused:
         main(tool)([str(w) for w in ("--input", tmp_path / "in.jsonl", *flags)])
-    assert refused.value.status == 2 and not (tmp_path / "opened").exists()
+    assert_unsafe(refused.value, tmp_path / "opened")
+
+
+@pytest.mark.parametrize("hostile", ["--vocab-file", "--merge-file", "--tokenizer-model"])
+def test_nor_one_whose_files_are_named_one_by_one(main, tmp_path, hostile):
+    (tmp_path / "whole").write_text("{}")
+    (tmp_path / "bad").write_bytes(pickle.dumps(Opens(tmp_path / "opened")))
+    named = dict.fromkeys(("--vocab-file", "--merge-file"), tmp_path / "whole")
+    flags = [word for flag in (named | {hostile: tmp_path / "bad"}).items() for word in flag]
+    if hostile == "--tokenizer-model":
+        flags += ["--tokenizer-type", "SentencePieceTokenizer"]
+    with pytest.raises(YuyuanError) as refused:
+        main("check_data")([str(SHARD), *map(str, flags)])
+    assert_unsafe(refused.value, tmp_path / "opened")
+
+
+@pytest.mark.parametrize("dataset", ["pubmed-baseline", "medquad"])
+def test_a_download_that_is_not_what_was_published_is_refused(main, tmp_path, dataset):
+    name, out = "pubmed26n0001.xml.gz", tmp_path / "out"
+    with serve() as site:
+        site.files["a/"] = name.encode()
+        site.files[f"a/{name}"] = gzip.compress(b"something else")
+        site.files[f"a/{name}.md5"] = f"MD5({name})= {hashlib.md5(b'it').hexdigest()}\n".encode()
+        site.files[f"a/{medquad_archive.COMMIT}.tar.gz"] = an_archive("MedQuAD/x.xml", b"<x/>")
+        with pytest.raises(UnsafeError, match=r"\.md5 file says|git tree") as refused:
+            main("download_data")([dataset, "--output-dir", str(out), "--base-url", site.url + "a"])
+    assert (refused.value.status, refused.value.kind) == (2, "unsafe")
+    assert [path.name for path in out.glob("*") if path.suffix != ".md5"] == []
+
+
+def an_archive(name: str, content: bytes) -> bytes:
+    """A .tar.gz of one file."""
+    stream, member = io.BytesIO(), tarfile.TarInfo(name)
+    member.size = len(content)
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
 
 
 def test_a_name_cannot_write_on_the_terminal(main, tmp_path, capsys):

@@ -137,16 +137,17 @@ def test_without_a_network_a_download_says_so(place, confined):
     assert "\n  why: " in ended.stderr and "\n  try: " in ended.stderr
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "pretrain_gpt",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in (
-            "train_tokenizer", "preprocess_data", "convert_checkpoint", "plot_metrics"
-        )),
-    ],
-)  # fmt: skip
+FILLERS = (
+    *("pretrain_gpt", "finetune_qa", "train_tokenizer", "preprocess_data", "convert_checkpoint"),
+    "plot_metrics",
+)
+"""Commands whose outputs are larger than the disk of the hard place."""
+
+
+@pytest.mark.parametrize("name", FILLERS)
 def test_a_full_disk_is_said_to_be_full(place, trained, confined, name):
+    if name == "plot_metrics":
+        pytest.importorskip("matplotlib")
     full, flags = place / "full", tokenizer_flags(place / "tokenizer")
     full.mkdir(exist_ok=True)
     texts = place / "é pubmed_sample.xml"
@@ -160,10 +161,88 @@ def test_a_full_disk_is_said_to_be_full(place, trained, confined, name):
                                "--save", full / "hf"),
         "plot_metrics": (TOOLS / "plot_metrics.py", "--run", f"a={trained}", "--output",
                          full / "loss.png"),
+        "finetune_qa": (ROOT / "finetune_qa.py", "--load", trained, "--save", full / "qa",
+                        "--device", "cpu", "--train-data-path", place / "qa_train_qa_document",
+                        "--global-batch-size", 4, "--train-iters", 2, "--seq-length", 64),
     }  # fmt: skip
     ended = confined(*commands[name], status=2, full=full)
+    assert_said_to_be_full(ended)
+
+
+def assert_said_to_be_full(ended: subprocess.CompletedProcess) -> None:
     assert "error: " in ended.stderr and "\n  try: " in ended.stderr
     assert any(words in ended.stderr for words in ("No space left", "no room", "free"))
+
+
+WRITERS = {
+    "plan_parallelism": ("--json", "{full}/plans.json", "--config",
+                         "{root}/examples/configs/gpt2_124m.toml", "--gpu", "a100-80g", "--gpus",
+                         "2", "--global-batch-size", "8"),
+    "compare_tokenizers": ("--input", "{place}/é pubmed_sample.xml", "--tokenizer",
+                           "a={place}/tokenizer", "--output", "{full}/t.json"),
+    "evaluate_qa": ("--load", "{run}", "--data", "{place}/qa_test.jsonl", "--limit", "2",
+                    "--greedy-only", "--max-new-tokens", "2", "--output", "{full}/answers.jsonl"),
+    "judge_facts": ("--load", "{run}", "--question", "Is gout rare?", "--html", "{full}/g.html"),
+    "report": ("{run}", "--output", "{full}/report.html"),
+}  # fmt: skip
+"""Those whose outputs may be smaller: the disk is filled before they start."""
+FILL = """
+import sys
+from commands import run_main
+with open(sys.argv[1], "wb", buffering=0) as file:
+    try:
+        while file.write(bytes(512)):
+            pass
+    except OSError as error:
+        assert error.errno == 28, error
+run_main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_page_that_has_no_room_is_said_to_have_none(place, trained, confined, name):
+    full = place / "full"
+    full.mkdir(exist_ok=True)
+    (place / "fill.py").write_text(FILL)
+    known = {"place": place, "run": trained, "root": ROOT, "full": full}
+    words = [word.format(**known) for word in WRITERS[name]]
+    filled = place / "fill.py", full / "filled"
+    ended = confined(*filled, TOOLS / f"{name}.py", *words, status=2, full=full)
+    assert_said_to_be_full(ended)
+    assert str(full) in ended.stderr  # its own page, and not what it says
+
+
+ON_STDOUT = "check_data"
+"""One that is quick; the others import torch, most of them."""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize(
+    "name", [n if n == ON_STDOUT else pytest.param(n, marks=pytest.mark.slow) for n in COMMANDS]
+)
+def test_what_a_command_says_has_no_room(place, trained, name):
+    """Its stdout is a file on a full disk: three lines, status 2, and no traceback."""
+    if name == "plot_metrics":
+        pytest.importorskip("matplotlib")
+    known = {"tools": TOOLS, "place": place, "run": trained, "root": ROOT}
+    words = [word.format(**known) for word in COMMANDS[name]]
+    for made in (place / "hf", place / "qa run"):  # by the test of the same command
+        shutil.rmtree(made, ignore_errors=True)
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            cwd=ROOT,
+        )  # fmt: skip
+    assert "Traceback" not in ended.stderr, ended.stderr
+    assert "Exception ignored" not in ended.stderr, ended.stderr
+    assert ended.returncode == 2, ended.stderr
+    assert_said_to_be_full(ended)
+
+
+def test_every_tool_is_tried_on_a_full_disk():
+    """download_data has its tests in tests/data/test_download.py: no site is there in the hard place."""
+    said_only = {"check_data", "generate_text", "evaluate_perplexity", "translate_args", "doctor"}
+    assert set(COMMANDS) - said_only == (set(WRITERS) | set(FILLERS)) & set(COMMANDS)
 
 
 @pytest.mark.slow
