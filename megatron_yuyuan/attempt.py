@@ -9,33 +9,57 @@ from megatron_yuyuan.checkpoint.dcp import find_checkpoint, iteration_of
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.checkpoint.space import require_place
 from megatron_yuyuan.config import Config
-from megatron_yuyuan.errors import NoProgressError
+from megatron_yuyuan.errors import NoProgressError, YuyuanError
+from megatron_yuyuan.exit_report import forget_exit
 from megatron_yuyuan.faults import fault_point
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.train.stopping import Stopping
 from megatron_yuyuan.watch import lease
-from megatron_yuyuan.watch.exit_file import claim_exit
+from megatron_yuyuan.watch.exit_file import claim_exit, forget_before, read_exit
 from megatron_yuyuan.watch.heartbeat import Rank, Watched
 from megatron_yuyuan.watch.lost import losses_named
 from megatron_yuyuan.watch.verdict import report_of
 
 
 @contextmanager
+def refusal_reported(watched: Watched) -> Iterator[None]:
+    """Write SAVE/exit.json for what a person must change, found before the ranks meet: on whichever rank,
+    since the others are stopped while they wait, and a script would start them again. Nothing where
+    another job may be writing."""
+    try:
+        yield
+    except YuyuanError as error:
+        save = watched.save
+        if save and lease.is_free(save):
+            claim_exit(save, report_of(error, save, _reached(save), asdict(watched.rank)))
+        raise
+
+
+def _reached(save: str) -> int:
+    """Steps that the run before had taken, by its report; 0 where unknown."""
+    return (read_exit(save) or {}).get("step") or 0
+
+
+@contextmanager
 def joined(
-    config: Config, stopping: Stopping, watched: Watched, reached: int, alike: Mapping[str, str]
+    config: Config, stopping: Stopping, watched: Watched, alike: Mapping[str, str]
 ) -> Iterator[Mesh]:
     """The mesh, while the ranks are together and no other job writes to SAVE.
 
-    reached: steps of the run before. alike: what must be the same on every rank. Raises LostError for a
-    rank that does not come, or is lost in the `with` block; and, on every rank, ConfigErrors, and
-    BusyError, NoProgressError and DataError: see watch/lease.py.
+    alike: what must be the same on every rank. Raises LostError for a rank that does not come, or is lost
+    in the `with` block; NoProgressError on rank 0 if none came in the starts before; and, on every rank,
+    ConfigErrors, and BusyError, NoProgressError and DataError: see watch/lease.py.
     """
-    save = config.checkpoint.save
+    save, leads = config.checkpoint.save, watched.rank.rank == 0
+    reached = _reached(save) if save else 0
     with losses_named(watched):
         try:
-            mesh = mesh_module.start(config.parallel, stopping.asked, alike)
-            with _held(save, watched.rank, reached):
+            if save and leads and lease.is_free(save):
+                forget_before(save)
+            with lease.meeting_counted(Path(save)) if save and leads else nullcontext():
+                mesh = mesh_module.start(config.parallel, stopping.asked, alike)
+            with _held(config, watched.rank, reached):
                 watched.heartbeat.beat("load", 0)
                 fault_point("start.joined")
                 yield mesh
@@ -44,8 +68,10 @@ def joined(
 
 
 @contextmanager
-def _held(save: str, rank: Rank, reached: int) -> Iterator[None]:
-    """Hold the lease of SAVE on rank 0; every rank waits until it is taken, or raises why not."""
+def _held(config: Config, rank: Rank, reached: int) -> Iterator[None]:
+    """Hold the lease of SAVE on rank 0; every rank waits until it is taken, or raises why not. Whatever
+    report is there now is that of an earlier start: of this one every rank has come."""
+    save = config.checkpoint.save
     held: list[AbstractContextManager] = []
 
     def take() -> None:
@@ -57,6 +83,7 @@ def _held(save: str, rank: Rank, reached: int) -> Iterator[None]:
         except NoProgressError as error:
             claim_exit(save, report_of(error, save, reached, asdict(rank)))
             raise
+        forget_exit(config.checkpoint)
 
     if save:
         Ranks().on_first(take)

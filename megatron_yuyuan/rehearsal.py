@@ -68,7 +68,7 @@ def checked(
         log.line("data: none is named, none is checked")
         return config, None
     config, training_set, validation_set = open_samples(config, tokenizer, samples)
-    accept_changes(config, origin, fingerprints(training_set))
+    accept_changes(config, origin, ranks, fingerprints(training_set))
     return config, (training_set, validation_set)
 
 

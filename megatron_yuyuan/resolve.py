@@ -190,11 +190,13 @@ def of_every_rank(
     return alike
 
 
-def accept_changes(config: Config, origin: Origin | None, data: Sequence[str] = ()) -> list[str]:
+def accept_changes(
+    config: Config, origin: Origin | None, ranks: int = 0, data: Sequence[str] = ()
+) -> list[str]:
     """Compare the resolved settings of a run with those of the checkpoint that it continues.
 
-    data: the fingerprints of the shards that it learns from; what an older checkpoint does not know
-    is not compared.
+    ranks, data: of the run, and the fingerprints of the shards that it learns from; not compared where
+    they are not given, or an older checkpoint does not know them.
 
     Raises ConfigError, naming every setting that would change the training silently, unless
     --override; returns what is overridden.
@@ -206,6 +208,9 @@ def accept_changes(config: Config, origin: Origin | None, data: Sequence[str] = 
     more |= OF_VALIDATION if config.checkpoint.keep_best else frozenset()
     old, new = _what_matters(saved, more), _what_matters(config, more)
     changes = [f"{name} was {old[name]}, is {new[name]}" for name in new if old[name] != new[name]]
+    before = origin.state.get("ranks", ranks)
+    if ranks and before != ranks and not config.is_layout_free:
+        changes.append(f"the number of ranks was {before}, is {ranks}")
     known = origin.state.get("data")
     if isinstance(known, list) and len(known) == len(data):  # else data_path has changed
         changes += [
@@ -234,7 +239,7 @@ def _what_matters(config: Config, more: frozenset[str]) -> dict[str, str]:
     for name in paths & values.keys():  # folders may change
         values[name] = tuple(Path(word).name for word in values[name])
     optimizer, training = config.optimizer, config.training
-    if optimizer.lr_decay_style == "constant":
+    if optimizer.lr_decay_style == "constant" and not optimizer.lr_warmup_fraction:
         values["lr_decay_iters"] = values["lr_decay_samples"] = 0
     elif training.train_samples:
         values["lr_decay_samples"] = optimizer.lr_decay_samples or training.train_samples

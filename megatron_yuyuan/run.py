@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_yuyuan.attempt import joined
+from megatron_yuyuan.attempt import joined, refusal_reported
 from megatron_yuyuan.checkpoint.dcp import iteration_of
 from megatron_yuyuan.checkpoint.retention import best_checkpoint
 from megatron_yuyuan.checkpoint.rollback import Rollback
@@ -22,7 +22,7 @@ from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.data.tokenizer import Tokenizer, read_tokenizer
 from megatron_yuyuan.digests import open_digests
 from megatron_yuyuan.errors import DamagedError
-from megatron_yuyuan.exit_report import exit_reported, forget_exit, stopped
+from megatron_yuyuan.exit_report import exit_reported, stopped
 from megatron_yuyuan.goodput import Goodput, process_begun
 from megatron_yuyuan.introduction import introduce_plan, introduce_state
 from megatron_yuyuan.kernels import Kernels
@@ -87,18 +87,18 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
         return
     watched = watched or unwatched(config.checkpoint.save)
     stopping = Stopping(config.training, watched.signals)
-    reached = forget_exit(config.checkpoint)
-    ranks, origin = mesh_module.world_size(), starting_point(config)
-    tokenizer = run_tokenizer(config, origin)
-    config = resolve(config, tokenizer, origin, ranks)
-    validate(config, ranks)
-    require_extras(config.logging)
-    config, training_set, validation_set = open_samples(config, tokenizer, samples)
-    data = fingerprints(training_set)
-    overridden = accept_changes(config, origin, data)
+    with refusal_reported(watched):
+        ranks, origin = mesh_module.world_size(), starting_point(config)
+        tokenizer = run_tokenizer(config, origin)
+        config = resolve(config, tokenizer, origin, ranks)
+        validate(config, ranks)
+        require_extras(config.logging)
+        config, training_set, validation_set = open_samples(config, tokenizer, samples)
+        data = fingerprints(training_set)
+        overridden = accept_changes(config, origin, ranks, data)
+        alike = of_every_rank(config, origin, tokenizer, len(training_set))
 
-    alike = of_every_rank(config, origin, tokenizer, len(training_set))
-    start = joined(config, stopping, watched, reached, alike)
+    start = joined(config, stopping, watched, alike)
     with start as mesh, memory_explained(config, mesh):
         if config.training.computes_alike:
             repeat_exactly(mesh.device)

@@ -27,6 +27,22 @@ def trained(prepared, tmp_path_factory):
     return save
 
 
+def test_a_refused_start_says_so_in_place_of_the_report_of_before(prepared, trained, tmp_path):
+    save = tmp_path / "run"
+    shutil.copytree(trained, save)
+    before = json.loads((save / "exit.json").read_text())
+    assert (before["class"], before["step"]) == ("done", 1)
+    flags = train_flags(prepared, save, "--train-iters", 2, "--lr-decay-iters", 2)
+    refused((*flags, "--seed", 9), "seed")
+    report = json.loads((save / "exit.json").read_text())
+    assert (report["class"], report["status"], report["step"]) == ("usage", 2, 1)
+    assert (report["cause"].count("seed"), report["resume_from"]) == (1, str(save / "iter_0000001"))
+    refused((*flags, "--data-path", tmp_path / "nowhere"), "nowhere")
+    assert json.loads((save / "exit.json").read_text())["status"] == 2
+    run(*flags)
+    assert json.loads((save / "exit.json").read_text())["class"] == "done"
+
+
 def other_tokenizer(directory):
     train_bpe(iter(["quite another text about other things"] * 9), 270).save(directory)
     return tokenizer_flags(directory)

@@ -36,6 +36,25 @@ def test_a_longer_run_is_another_course_of_the_learning_rate():
     assert accept_changes(longer, continued(TINY)) == []
 
 
+def test_a_warm_up_by_a_fraction_depends_on_the_length_whatever_the_course():
+    constant = TINY.replace(lr_decay_style="constant")
+    assert accept_changes(constant.replace(train_iters=9), continued(constant)) == []
+    share = constant.replace(lr_warmup_iters=0, lr_warmup_fraction=0.4)
+    with pytest.raises(ConfigError, match="lr_decay_iters was 5, is 9"):
+        accept_changes(share.replace(train_iters=9), continued(share))
+
+
+def test_another_number_of_ranks_is_refused_where_they_draw_their_own_masks():
+    own = TINY.replace(**OWN_MASKS)
+    for config in (TINY, own):
+        origin = continued(config)
+        assert accept_changes(config, origin, 4) == []  # one that does not know its number
+        origin.state["ranks"] = 2
+        assert accept_changes(config, origin, 2) == []
+    with pytest.raises(ConfigError, match="number of ranks was 2, is 4"):
+        accept_changes(own, origin, 4)
+
+
 def test_what_is_validated_may_change_unless_it_decides_what_is_kept():
     change = {"eval_iters": 7}
     assert accept_changes(TINY.replace(**change), continued(TINY)) == []

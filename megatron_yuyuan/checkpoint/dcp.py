@@ -284,6 +284,7 @@ def _publish(partial: Path, final: Path) -> None:
         os.rename(final, aside)
         fault_point("save.moved_aside")
         os.rename(partial, final)
+        to_disk(final.parent)  # before the old one goes: a power loss takes one of them at most
         shutil.rmtree(aside)
     else:
         os.rename(partial, final)

@@ -54,7 +54,8 @@ class Job:
         )
         self.findings += shard_findings(training_set, validation_set)
         self._at = "changes"
-        self._say_changes(accept_changes(self.config, origin, fingerprints(training_set)))
+        data = fingerprints(training_set)
+        self._say_changes(accept_changes(self.config, origin, ranks, data))
 
     def _found(self, said: str) -> None:
         self.findings.append(Finding(self._at, OK, said))

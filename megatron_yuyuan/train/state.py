@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from megatron_yuyuan.config import Config
@@ -102,6 +103,7 @@ class TrainState:
             "left_out": self.left_out,
             "rollbacks": self.rollbacks,
             "data": self.data,
+            "ranks": dist.get_world_size(),
             "evaluation_due": self.evaluation_due,
             "loss_scale": self.loss_scale.state_dict(),
         }
@@ -109,7 +111,7 @@ class TrainState:
     def recall(self, document: dict) -> None:
         """Take the history from a state.json; an older one has none. What the run learns from is named by
         the one that goes on."""
-        for name in self.history().keys() - {"loss_scale", "data"}:
+        for name in self.history().keys() - {"loss_scale", "data", "ranks"}:
             setattr(self, name, document.get(name, getattr(self, name)))
         self.loss_scale.load_state_dict(document.get("loss_scale", {}))
 

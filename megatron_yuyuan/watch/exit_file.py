@@ -1,20 +1,30 @@
 """SAVE/exit.json without torch: how a run ended, written by whoever knows it first.
 
 exit_report.py says what stands in it. A good end replaces what is there; a bad one is claimed: of all
-processes that notice it one writes the file, and the others can read who was lost.
+processes that notice it one writes the file, and the others can read who was lost. What an earlier start
+has left is in nobody's way: a claim takes its place.
 """
 
 import json
 import os
+import platform
 import re
 import secrets
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from megatron_yuyuan import launcher
+from megatron_yuyuan.watch.processes import start_time
+
 EXIT_FILE, TRACKER = "exit.json", "latest_checkpointed_iteration.txt"
 ITERATION = re.compile(r"iter_(\d{7,})(?:\.old)?")
 """Name of a checkpoint's folder."""
+APART = 10.0
+"""Seconds by which a launcher may start the ranks of one machine later than those of another."""
+_IMPORTED = time.monotonic()
 
 
 def read_exit(save: str | Path) -> dict | None:
@@ -32,10 +42,46 @@ def as_json(document: dict) -> bytes:
 
 
 def claim_exit(save: str | Path, report: dict) -> bool:
-    """Write the report unless there is one, or no SAVE directory yet; whether it was written. One of
-    several claimants succeeds, on NFS too: a link appears once."""
+    """Write the report unless this start has one, or there is no SAVE directory yet; whether it was
+    written. One of several claimants succeeds, on NFS too: a link appears once."""
     target = Path(save) / EXIT_FILE
-    return target.parent.is_dir() and publish_once(target, report)
+    if not target.parent.is_dir():
+        return False
+    forget_before(save)
+    return publish_once(target, report | {"job": launcher.job(), "by": platform.node()})
+
+
+def forget_before(save: str | Path) -> None:
+    """Remove the report of an earlier start: of another job, or older than this process. One that a rank
+    of this start has claimed stays, also where its machine was faster than this one."""
+    target = Path(save) / EXIT_FILE
+    with suppress(OSError):  # none is there, or the run says what is wrong with its directory
+        found, report = target.stat(), read_exit(save) or {}
+        elsewhere = report.get("by", platform.node()) != platform.node()
+        of_another = report.get("job", launcher.job()) != launcher.job()
+        with _written_beside(target, {}) as now:  # both times are the file system's
+            older_by = now.stat().st_mtime - found.st_mtime - _age()
+        if stat.S_ISREG(found.st_mode) and (of_another or older_by > (APART if elsewhere else 0)):
+            _remove(target, found)
+
+
+def _remove(target: Path, found: os.stat_result) -> None:
+    """Remove a file if it still is the one that was looked at; what has its name since gets it back."""
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    os.rename(target, aside)
+    taken = aside.stat()
+    if (taken.st_ino, taken.st_mtime_ns) != (found.st_ino, found.st_mtime_ns):
+        with suppress(OSError):  # the name is taken again
+            os.link(aside, target)
+    aside.unlink()
+
+
+def _age() -> float:
+    """Seconds since this process was started; since it watches, where the system does not say."""
+    began = start_time(os.getpid())
+    if not began:
+        return time.monotonic() - _IMPORTED
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(began) / os.sysconf("SC_CLK_TCK")
 
 
 def publish_once(target: Path, document: dict) -> bool:
@@ -45,7 +91,7 @@ def publish_once(target: Path, document: dict) -> bool:
         with _written_beside(target, document) as temporary:
             with suppress(OSError):  # NFS may report the failure of a link that it has made
                 os.link(temporary, target)
-            return temporary.stat().st_nlink == 2
+            return temporary.stat().st_nlink >= 2
     except OSError:
         return False
 

@@ -9,7 +9,8 @@ what is compared is the change of its time, never two clocks. No lock is used, s
 clusters have none that can be relied on. Who finds that his lease was taken ends at once.
 
 A lease that was not given back tells that the run before was lost, and how far it had come: a job that
-is started again and again and comes no further is refused.
+is started again and again and comes no further is refused. Starts whose ranks do not even meet have no
+lease; SAVE/meeting.json counts them, until one meets or a person has ended it.
 """
 
 import contextlib
@@ -20,15 +21,15 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
 from megatron_yuyuan.errors import BusyError, DataError, LostError, NoProgressError, YuyuanError
-from megatron_yuyuan.watch.exit_file import publish_once, replace
+from megatron_yuyuan.watch.exit_file import publish_once, read_exit, replace
 from megatron_yuyuan.watch.processes import is_alive, machine, start_time
 
-LEASE_FILE = "lease.json"
+LEASE_FILE, MEETING_FILE = "lease.json", "meeting.json"
 BEAT = 10.0
 WATCH = 90.0
 """Seconds without a change after which a holder elsewhere counts as dead. NFS clients may show the times of
@@ -61,10 +62,9 @@ class Lease:
         self._over.set()
         self._thread.join()
         with contextlib.suppress(OSError):
-            by_person = isinstance(error, YuyuanError | KeyboardInterrupt)
             if not self._is_ours():
                 return
-            if error is None or (by_person and not isinstance(error, LostError)):
+            if error is None or _is_by_person(error):
                 self._path.unlink()
                 for folder in self._made:  # a run that is refused at its start leaves nothing
                     folder.rmdir()
@@ -113,6 +113,53 @@ def take(
             "a --save directory that may be written to",
         ) from None
     return Lease(directory, document, made)
+
+
+@contextlib.contextmanager
+def meeting_counted(directory: Path) -> Iterator[None]:
+    """Count a start until its ranks have met, which is the end of the `with` block: before, no lease does. A
+    start that ends there by a loss or a bug, or is killed, stays counted, unless another rank has reported
+    what a person must mend. Raises NoProgressError.
+
+    Nothing is made in a directory that is not there yet, or that another job has.
+    """
+    path = directory / MEETING_FILE
+    if not directory.is_dir() or not is_free(directory):
+        yield
+        return
+    starts = _starts(path)
+    with contextlib.suppress(OSError):  # a place that cannot be written to is an error later
+        if starts >= STARTS:
+            path.unlink()
+            raise _never_met(starts)
+        replace(path, {"starts": starts + 1})
+    try:
+        yield
+    except BaseException as error:
+        to_mend = (read_exit(directory) or {}).get("status") == YuyuanError.status
+        if to_mend or _is_by_person(error):
+            _forget(path)
+        raise
+    _forget(path)
+
+
+def _starts(path: Path) -> int:
+    """Starts in a row whose ranks did not meet."""
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["starts"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
+
+
+def _forget(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _is_by_person(error: BaseException) -> bool:
+    """Whether a person must mend something, or has interrupted the run."""
+    asked = isinstance(error, YuyuanError | KeyboardInterrupt)
+    return asked and not isinstance(error, LostError)
 
 
 def is_free(directory: str | Path) -> bool:
@@ -224,6 +271,14 @@ def _no_progress(before: dict) -> NoProgressError:
     return NoProgressError(
         f"{before['starts']} starts in a row came no further than step {before['furthest']}",
         "what ends the run ends it every time; more starts would only use up the allocation",
+        "mend what the output of the last of them names; the next start counts anew",
+    )
+
+
+def _never_met(starts: int) -> NoProgressError:
+    return NoProgressError(
+        f"{starts} starts in a row ended before their ranks had met",
+        "what keeps a rank away does so every time; more starts would only use up the allocation",
         "mend what the output of the last of them names; the next start counts anew",
     )
 

@@ -59,6 +59,24 @@ def load_and_train(config, directory):
     return losses(trainer, 2)
 
 
+def test_the_old_one_goes_when_the_new_name_is_on_the_disk(tmp_path, monkeypatch):
+    done = []
+    for module, name in ((dcp_module, "to_disk"), (shutil, "rmtree")):
+        call = getattr(module, name)
+        monkeypatch.setattr(
+            module,
+            name,
+            lambda path, *more, name=name, call=call, **other: (
+                done.append((name, Path(path).name)),
+                call(path, *more, **other),
+            ),
+        )
+    for _ in range(2):
+        save_checkpoint(tmp_path, 5, TENSORS, {})
+    removed = done.index(("rmtree", "iter_0000005.old"))
+    assert done[removed - 1] == ("to_disk", tmp_path.name)
+
+
 @pytest.mark.parametrize(
     ("saved", "loaded"),
     [

@@ -3,12 +3,20 @@
 import errno
 import json
 import os
+import platform
 import threading
+import time
 
 import pytest
 
 from megatron_yuyuan.watch import exit_file
-from megatron_yuyuan.watch.exit_file import claim_exit, read_exit, replace, resume_from
+from megatron_yuyuan.watch.exit_file import (
+    claim_exit,
+    forget_before,
+    read_exit,
+    replace,
+    resume_from,
+)
 
 
 def test_of_many_claimants_one_writes(tmp_path):
@@ -24,8 +32,65 @@ def test_of_many_claimants_one_writes(tmp_path):
     for thread in threads:
         thread.join()
     [winner] = written
-    assert read_exit(tmp_path) == {"rank": winner}
+    assert read_exit(tmp_path)["rank"] == winner
     assert os.listdir(tmp_path) == ["exit.json"]
+
+
+def written(save, seconds: float, **words) -> dict:
+    """A report that was written so long after the start of this process (before it: less than none)."""
+    report = {"rank": 1, "job": "", "by": platform.node()} | words
+    path = save / "exit.json"
+    path.write_text(json.dumps(report))
+    moment = time.time() - exit_file._age() + seconds
+    os.utime(path, (moment, moment))
+    return report
+
+
+OF_BEFORE = {
+    "older": (-1, {}),
+    "older, elsewhere": (-exit_file.APART - 1, {"by": "node7"}),
+    "of another job": (1, {"job": "4711"}),
+}
+OF_THIS_START = {
+    "younger": (0.5, {}),
+    "by a rank whose machine was faster": (-exit_file.APART + 2, {"by": "node7"}),
+}
+
+
+@pytest.mark.parametrize("case", OF_BEFORE)
+def test_the_report_of_an_earlier_start_is_in_nobodys_way(tmp_path, case):
+    seconds, words = OF_BEFORE[case]
+    written(tmp_path, seconds, **words)
+    assert claim_exit(tmp_path, {"rank": 2})
+    assert read_exit(tmp_path)["rank"] == 2
+    written(tmp_path, seconds, **words)
+    forget_before(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("case", OF_THIS_START)
+def test_what_a_rank_of_this_start_has_claimed_stays(tmp_path, case):
+    seconds, words = OF_THIS_START[case]
+    report = written(tmp_path, seconds, **words)
+    forget_before(tmp_path)
+    assert not claim_exit(tmp_path, {"rank": 2})
+    assert read_exit(tmp_path) == report
+    assert os.listdir(tmp_path) == ["exit.json"]
+
+
+def test_a_report_that_comes_while_the_old_one_is_removed_is_kept(tmp_path):
+    written(tmp_path, -1)
+    old = (tmp_path / "exit.json").stat()
+    replace(tmp_path / "exit.json", {"rank": 2})
+    exit_file._remove(tmp_path / "exit.json", old)
+    assert read_exit(tmp_path) == {"rank": 2}
+    assert os.listdir(tmp_path) == ["exit.json"]
+
+
+def test_the_age_of_a_process_is_known_without_proc_too(monkeypatch):
+    assert 0 < exit_file._age() < 86400
+    monkeypatch.setattr(exit_file, "start_time", lambda pid: "")
+    assert 0 < exit_file._age() < 86400
 
 
 def test_nothing_is_claimed_where_there_is_no_run(tmp_path):

@@ -1,5 +1,6 @@
 """One job at a time writes to a directory, and one that comes no further is refused."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from megatron_yuyuan.errors import BusyError, ConfigError, DataError, LostError, NoProgressError
 from megatron_yuyuan.watch import lease
-from megatron_yuyuan.watch.lease import LEASE_FILE, take
+from megatron_yuyuan.watch.lease import LEASE_FILE, MEETING_FILE, meeting_counted, take
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc who lives")
 
@@ -189,3 +190,66 @@ def test_a_place_that_cannot_be_written_to_is_said(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot write .*lease\.json: Not a directory"):
         take(tmp_path / "file" / "run", "4711", 0, 0)
+
+
+def meeting(directory, ends_by=None) -> None:
+    """A start whose ranks meet, or that ends before by an error."""
+    with contextlib.suppress(type(ends_by or LOST)), meeting_counted(directory):
+        if ends_by:
+            raise ends_by
+
+
+@pytest.mark.parametrize("ending", [LOST, ZeroDivisionError()], ids=["lost", "bug"])
+def test_starts_whose_ranks_never_meet_are_counted_and_then_refused(tmp_path, ending):
+    for _ in range(3):
+        meeting(tmp_path, ending)
+    words = "^3 starts in a row ended before their ranks had met\n"
+    with pytest.raises(NoProgressError, match=words), meeting_counted(tmp_path):
+        pytest.fail("it was not refused")
+    assert os.listdir(tmp_path) == []
+    meeting(tmp_path, ending)  # a person has looked at it
+    assert os.listdir(tmp_path) == [MEETING_FILE]
+
+
+def test_starts_that_another_rank_refuses_are_not_counted(tmp_path):
+    """Rank 0 is stopped while it waits, and knows of its loss only."""
+    (tmp_path / "exit.json").write_text('{"class": "usage", "status": 2}')
+    for _ in range(4):
+        meeting(tmp_path, LOST)
+    assert os.listdir(tmp_path) == ["exit.json"]
+
+
+def test_a_start_that_is_killed_before_its_ranks_meet_is_counted(tmp_path):
+    for _ in range(3):
+        meeting_counted(tmp_path).__enter__()
+    with pytest.raises(NoProgressError), meeting_counted(tmp_path):
+        pytest.fail("it was not refused")
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [None, ConfigError("a", "b", "c"), KeyboardInterrupt()],
+    ids=["met", "refused", "interrupted"],
+)
+def test_ranks_that_meet_or_a_person_begin_the_count_anew(tmp_path, ending):
+    for _ in range(2):
+        meeting(tmp_path, LOST)
+    for _ in range(4):
+        meeting(tmp_path, ending)
+        assert os.listdir(tmp_path) == []
+
+
+@linux
+def test_starts_are_not_counted_where_another_job_writes_or_nothing_is(tmp_path):
+    lease_of(tmp_path, ended=False)
+    for directory in (tmp_path, tmp_path / "run"):
+        for _ in range(4):
+            meeting(directory, LOST)
+    assert os.listdir(tmp_path) == [LEASE_FILE]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"starts": null}'])
+def test_a_file_that_counts_nothing_is_replaced(tmp_path, text):
+    (tmp_path / MEETING_FILE).write_text(text)
+    meeting(tmp_path, LOST)
+    assert json.loads((tmp_path / MEETING_FILE).read_text()) == {"starts": 1}
