@@ -143,6 +143,21 @@ ZERO_BUBBLE = {"pipeline_model_parallel_size": 2, "pipeline_schedule": "ZBVZeroB
         ({"hidden_size": 36}, 1, "not a multiple of num_attention_heads=8", "1, 2, 3, 4, 6, 9"),
         ({"tensor_model_parallel_size": 3}, 3, "num_attention_heads=8 cannot be", "1, 2, 4 or 8"),
         ({"tensor_model_parallel_size": 3}, 3, "the padded vocabulary 128", "1, 2, 4 or 8"),
+        (
+            {"hidden_size": 3072, "num_attention_heads": 33},
+            1,
+            "num_attention_heads=33",
+            "24, 32 or 48",
+        ),
+        ({"pipeline_model_parallel_size": 3}, 7, "7 ranks cannot be divided", "6 or 9 ranks"),
+        (
+            {"pipeline_model_parallel_size": 3, "pipeline_layout": (4, 4)},
+            3,
+            "pipeline_layout=4 4 for 8 layers on 3 stages",
+            "--pipeline-layout 3 3 2",
+        ),
+        ({"kernels": "cuda", "device": "cpu"}, 1, "kernels=cuda with device=cpu", "--kernels auto"),
+        ({"distributed_backend": "nccl", "device": "cpu"}, 1, "distributed_backend=nccl", "gloo"),
         ({"ffn_hidden_size": 6, "tensor_model_parallel_size": 4}, 4, "the MLP's width 6", "1 or 2"),
         (
             {"seq_length": 6, "sequence_parallel": True, "tensor_model_parallel_size": 4},

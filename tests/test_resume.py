@@ -195,5 +195,6 @@ def test_the_run_directory_reloads_as_its_configuration(uninterrupted):
     config = Config().replace(**load_toml(uninterrupted / "config.toml"))
     saved = json.loads((uninterrupted / "iter_0000012" / "state.json").read_text())
     assert from_dict(saved["config"]) == config
+    assert saved["ranks"] == 4
     assert (config.training.train_iters, config.model.vocab_size) == (12, 300)
     assert (uninterrupted / "tokenizer" / "tokenizer.json").exists()

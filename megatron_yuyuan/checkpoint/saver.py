@@ -111,7 +111,8 @@ class Saver:
         run = describe_run(
             self._config, self._tokenizer, state.consumed_samples, state.optimizer_steps
         )
-        return copy.deepcopy(run | state.history() | {"validation_loss": validation_loss})
+        now = {"ranks": Ranks().size, "validation_loss": validation_loss}
+        return copy.deepcopy(run | state.history() | now)
 
     def _make_room(self) -> list[Path]:
         """On rank 0, remove what killed runs left, and what no rule keeps beside the newest

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from megatron_yuyuan.config import Config
@@ -103,7 +102,6 @@ class TrainState:
             "left_out": self.left_out,
             "rollbacks": self.rollbacks,
             "data": self.data,
-            "ranks": dist.get_world_size(),
             "evaluation_due": self.evaluation_due,
             "loss_scale": self.loss_scale.state_dict(),
         }
@@ -111,7 +109,7 @@ class TrainState:
     def recall(self, document: dict) -> None:
         """Take the history from a state.json; an older one has none. What the run learns from is named by
         the one that goes on."""
-        for name in self.history().keys() - {"loss_scale", "data", "ranks"}:
+        for name in self.history().keys() - {"loss_scale", "data"}:
             setattr(self, name, document.get(name, getattr(self, name)))
         self.loss_scale.load_state_dict(document.get("loss_scale", {}))
 

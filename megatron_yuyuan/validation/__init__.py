@@ -98,7 +98,7 @@ def _model(config: Config) -> Problems:
             f"hidden_size={m.hidden_size} is not a multiple of "
             f"num_attention_heads={m.num_attention_heads}",
             "heads share the width equally",
-            f"num_attention_heads {one_of(divisors(m.hidden_size))}",
+            f"num_attention_heads {one_of(divisors(m.hidden_size), m.num_attention_heads)}",
         )
     if m.max_position_embeddings and length > m.max_position_embeddings:
         yield ConfigError(
@@ -197,7 +197,7 @@ def _ramp(config: Config) -> Problems:
             f"rampup_batch_size grows from {start} by {increment}, and never is "
             f"global_batch_size={t.global_batch_size}",
             "the increments lead to global_batch_size exactly",
-            f"INCREMENT {one_of(divisors(growth))}",
+            f"INCREMENT {one_of(divisors(growth), increment)}",
         )
     if t.train_iters:
         yield ConfigError(

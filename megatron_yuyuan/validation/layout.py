@@ -1,7 +1,7 @@
 """Which layouts of the model over the ranks can work. `validate` asks."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.errors import ConfigError
@@ -13,6 +13,7 @@ def layout_problems(config: Config, world_size: int) -> Problems:
     """The model over the ranks, and what its backward computes again."""
     yield from _recomputation(config)
     yield from _attention_dropout(config)
+    yield from _without_gpu(config)
     m, p = config.model, config.parallel
     tensor, pipeline = p.tensor_model_parallel_size, p.pipeline_model_parallel_size
     shares = {
@@ -29,14 +30,15 @@ def layout_problems(config: Config, world_size: int) -> Problems:
             yield ConfigError(
                 f"{what} cannot be divided over tensor_model_parallel_size={tensor}",
                 "a tensor rank computes whole heads and an equal share of everything else",
-                one_of(divisors(math.gcd(*shares.values()))),
+                one_of(divisors(math.gcd(*shares.values())), tensor),
             )
     yield from _stages(config)
     if world_size % (tensor * pipeline):
+        multiples = range(tensor * pipeline, 2 * world_size + tensor * pipeline, tensor * pipeline)
         yield ConfigError(
             f"{world_size} ranks cannot be divided into tensor {tensor} x pipeline {pipeline}",
             "the number of ranks is tensor x pipeline x data",
-            f"{-(-world_size // (tensor * pipeline)) * tensor * pipeline} ranks, or another layout",
+            f"{one_of(multiples, world_size, 2)} ranks, or another layout",
         )
         return
     data = world_size // (tensor * pipeline)
@@ -69,7 +71,7 @@ def _stages(config: Config) -> Problems:
         yield ConfigError(
             f"pipeline_layout={' '.join(map(str, layout))} for {layers} layers on {stages} stages",
             "it gives each stage its number of layers, one at least, and they add up to num_layers",
-            "leave it out: the stages are then balanced by cost",
+            f"{_even(layers, stages)}leave it out: the stages are then balanced by cost",
         )
     if p.pipeline_schedule.endswith("ZeroBubble") and pipeline > 1:
         yield from _zero_bubble(config)
@@ -101,7 +103,7 @@ def _replicas(config: Config, data: int) -> Problems:
         yield ConfigError(
             f"{data} data ranks cannot be divided into num_distributed_optimizer_instances={instances}",
             "each instance is held by an equal share of the data ranks",
-            one_of(divisors(data)),
+            one_of(divisors(data), instances),
         )
     if instances > 1 and p.data_parallel_sharding_strategy == "no_shard":
         yield ConfigError(
@@ -166,12 +168,40 @@ def _attention_dropout(config: Config) -> Problems:
         )
 
 
+def _without_gpu(config: Config) -> Problems:
+    """What the CPU has not."""
+    p = config.parallel
+    if p.device != "cpu":
+        return
+    if p.kernels in ("cuda", "apex"):
+        yield ConfigError(
+            f"kernels={p.kernels} with device=cpu",
+            "they run on a GPU alone",
+            "--kernels auto, or --device cuda",
+        )
+    if p.distributed_backend == "nccl":
+        yield ConfigError(
+            "distributed_backend=nccl on the CPU",
+            "nccl carries CUDA tensors only",
+            "gloo, or leave it out",
+        )
+
+
+def _even(layers: int, stages: int) -> str:
+    """`--pipeline-layout 8 8 7 7, or `: as even as can be; nothing where there are fewer layers."""
+    if stages > layers:
+        return ""
+    each, more = divmod(layers, stages)
+    counts = [each + (stage < more) for stage in range(stages)]
+    return f"--pipeline-layout {' '.join(map(str, counts))}, or "
+
+
 def divisors(number: int) -> list[int]:
     """All divisors of a positive number, ascending."""
     return [k for k in range(1, number + 1) if number % k == 0]
 
 
-def one_of(values: list[int]) -> str:
-    """`1, 2 or 4`, shortened to the eight smallest."""
-    *head, last = values if len(values) <= 8 else values[:8]
+def one_of(values: Iterable[int], given: int, count: int = 8) -> str:
+    """`1, 2 or 4`: those next to the given one, ascending."""
+    *head, last = sorted(sorted(values, key=lambda value: abs(value - given))[:count])
     return f"{', '.join(map(str, head))} or {last}" if head else str(last)
