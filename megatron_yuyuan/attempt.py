@@ -58,8 +58,11 @@ def joined(
             if save and leads and lease.is_free(save):
                 forget_before(save)
             with lease.meeting_counted(Path(save)) if save and leads else nullcontext():
-                mesh = mesh_module.start(config.parallel, stopping.asked, alike)
-            with _held(config, watched.rank, reached):
+                mesh_module.join(config.parallel, stopping.asked)
+            with _held(
+                config, watched.rank, reached
+            ):  # another job's checkpoints may differ by rank
+                mesh = mesh_module.start(config.parallel, alike)
                 watched.heartbeat.beat("load", 0)
                 fault_point("start.joined")
                 yield mesh
@@ -75,6 +78,8 @@ def _held(config: Config, rank: Rank, reached: int) -> Iterator[None]:
     held: list[AbstractContextManager] = []
 
     def take() -> None:
+        if not save:
+            return
         require_place(Path(save), needed=0)
         newest = find_checkpoint(save)
         saved = iteration_of(newest) if newest else 0
@@ -85,7 +90,6 @@ def _held(config: Config, rank: Rank, reached: int) -> Iterator[None]:
             raise
         forget_exit(config.checkpoint)
 
-    if save:
-        Ranks().on_first(take)
+    Ranks().on_first(take)  # of every rank: whether all have the same --save is not compared yet
     with held[0] if held else nullcontext():
         yield

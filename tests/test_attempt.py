@@ -62,10 +62,10 @@ def report_of_before(save, **words) -> None:
 def start_alone(save, monkeypatch) -> YuyuanError:
     """What rank 0 says of a start to which no other rank comes."""
 
-    def start(*_):
+    def join(*_):
         raise LostError("waited 600 s for rank 1 of 2", "b", "c")
 
-    monkeypatch.setattr(attempt.mesh_module, "start", start)
+    monkeypatch.setattr(attempt.mesh_module, "join", join)
     config = Config().replace(save=str(save))
     watched = Watched(Rank(0, 2, ""), str(save))
     start_of_run = attempt.joined(config, Stopping(config.training), watched, {})

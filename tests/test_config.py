@@ -11,7 +11,7 @@ from tiny import TINY
 from megatron_yuyuan.cli import field_documentation, parse_config
 from megatron_yuyuan.config import Config, config_fields
 from megatron_yuyuan.config_toml import from_dict, load_toml, to_toml
-from megatron_yuyuan.errors import ConfigError
+from megatron_yuyuan.errors import ConfigError, ConfigErrors
 from megatron_yuyuan.validation import validate
 
 
@@ -264,3 +264,34 @@ def test_all_problems_are_named_at_once():
         validate(config, 3)
     assert len(raised.value.problems) >= 4
     assert str(raised.value).count("\n  try: ") == len(raised.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "found"),
+    [
+        (
+            {"num_layers": 0, "adam_beta1": 1.0, "profile": True, "keep_last": 2},
+            1,
+            ("num_layers", "adam_beta1", "profile,", "keep_last"),
+        ),
+        (
+            {"pipeline_model_parallel_size": 3, "micro_batch_size": 3, "global_batch_size": 4},
+            7,
+            ("7 ranks", "global_batch_size=4 is not a multiple of micro_batch_size=3"),
+        ),
+        (
+            {
+                "pipeline_model_parallel_size": 3,
+                "num_distributed_optimizer_instances": 2,
+                "data_parallel_sharding_strategy": "no_shard",
+            },
+            7,
+            ("7 ranks", "data_parallel_sharding_strategy=no_shard"),
+        ),
+    ],
+)
+def test_one_problem_hides_no_other(changes, ranks, found):
+    with pytest.raises(ConfigErrors) as raised:
+        validate(TINY.replace(**changes), ranks)
+    assert len(raised.value.problems) == len(found), raised.value
+    assert all(any(what in p.what for p in raised.value.problems) for what in found), raised.value

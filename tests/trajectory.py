@@ -1,5 +1,7 @@
 """What a run of a few steps shows of a layout, whichever way its parameters lie."""
 
+from itertools import chain
+
 import torch
 import torch.distributed as dist
 from tiny import RandomText, build_trainer
@@ -47,6 +49,10 @@ def five_steps(config) -> tuple[dict[str, torch.Tensor], list[float]]:
 
 def figures_of_five_steps(trainer: Trainer, samples: RandomText) -> list[float]:
     """Loss and gradient norm of each. A gradient that is wrong anywhere shows in the steps after it:
-    AdamW makes whole steps of it, however small it is."""
+    AdamW makes whole steps of it, however small it is. All of it lies on the rank's device."""
     taken = [trainer.step(samples) for _ in range(5)]
+    for parameter in chain.from_iterable(stage.parameters() for stage in trainer.state.stages):
+        moments = trainer.state.moments(parameter)
+        held = (parameter, parameter.grad, moments["exp_avg"], moments["exp_avg_sq"])
+        assert {tensor.device for tensor in held} == {trainer.mesh.device}
     return [step[key] for step in taken for key in ("lm_loss", "grad_norm")]

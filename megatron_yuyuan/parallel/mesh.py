@@ -101,22 +101,27 @@ class Mesh:
         return f"{' x '.join(sizes.values())} on {self.device.type} over {dist.get_backend()}"
 
 
-def start(
-    parallel: ParallelConfig,
-    gives_up: Callable[[], str] = str,
-    alike: Mapping[str, str] | None = None,
-) -> Mesh:
-    """Join the process group (alone under plain python) and lay the mesh over it.
+def join(parallel: ParallelConfig, gives_up: Callable[[], str] = str) -> torch.device:
+    """Join the process group (alone under plain python) if it is not joined, and choose the device.
 
     Rank and meeting place are those of the launcher. Under bare srun MASTER_ADDR and MASTER_PORT must
-    be set. Validate the configuration first: sizes must fit. gives_up: see `Meeting`. alike: what must be
-    the same on every rank. Raises LostError where a rank does not come, ConfigErrors where they differ.
+    be set. gives_up: see `Meeting`. Raises LostError where a rank does not come, ConfigError.
     """
     device = choose_device(parallel)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         _join(parallel, device, gives_up)
+    return device
+
+
+def start(parallel: ParallelConfig, alike: Mapping[str, str] | None = None) -> Mesh:
+    """Lay the mesh over the process group, which is joined if need be: see `join`.
+
+    Validate the configuration first: sizes must fit. alike: what must be the same on every rank. Raises
+    ConfigErrors where they differ.
+    """
+    device = join(parallel)
     if alike is not None:  # before a mesh, which could not be laid
         require_alike(alike)
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size

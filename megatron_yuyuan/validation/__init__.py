@@ -17,12 +17,12 @@ def validate(config: Config, world_size: int) -> None:
     Called once the shape of the model is known, from flags or from a checkpoint.
     """
     problems = list(_missing(config))
-    if not problems:  # the checks below divide by these numbers
-        problems = [*_model(config), *_attention(config), *layout_problems(config, world_size)]
-        problems += [*_length(config), *_learning_rate(config), *_optimizer(config)]
-        problems += [*_precision(config), *_retention(config), *_logging(config, world_size)]
-        problems += [*lora_problems(config.model), *rollback_problems(config)]
-        problems += [*_without_effect(config)]
+    if not problems:  # these divide by the numbers that could be missing
+        problems = [*_model(config), *_precision(config), *lora_problems(config.model)]
+        problems += [*layout_problems(config, world_size), *_retention(config)]
+        problems += [*rollback_problems(config)]
+    problems += [*_attention(config), *_length(config), *_learning_rate(config)]
+    problems += [*_optimizer(config), *_logging(config, world_size), *_without_effect(config)]
     if problems:
         raise ConfigErrors(problems)
 
@@ -237,7 +237,7 @@ def _learning_rate(config: Config) -> Problems:
         yield ConfigError(
             what, "WSD anneals at its end, and no other style does", "both, or neither"
         )
-    if o.min_lr > o.lr:
+    if 0 <= o.lr < o.min_lr:
         what = f"min_lr={o.min_lr} is above lr={o.lr}"
         yield ConfigError(what, "the rate decays from lr to min_lr", f"--min-lr {o.lr / 10}")
 

@@ -40,8 +40,9 @@ def layout_problems(config: Config, world_size: int) -> Problems:
             "the number of ranks is tensor x pipeline x data",
             f"{one_of(multiples, world_size, 2)} ranks, or another layout",
         )
-        return
-    data = world_size // (tensor * pipeline)
+        data = 0
+    else:
+        data = world_size // (tensor * pipeline)
     yield from _replicas(config, data)
     yield from _batches(config, data)
 
@@ -96,7 +97,7 @@ def _zero_bubble(config: Config) -> Problems:
 
 
 def _replicas(config: Config, data: int) -> Problems:
-    """Hybrid sharding over `data` data ranks."""
+    """Hybrid sharding over `data` data ranks, 0 where their number is not known."""
     p = config.parallel
     instances = p.num_distributed_optimizer_instances
     if data % instances:
@@ -114,9 +115,9 @@ def _replicas(config: Config, data: int) -> Problems:
 
 
 def _batches(config: Config, data: int) -> Problems:
-    """Global batches, growing ones too, over `data` data ranks."""
+    """Global batches, growing ones too, over `data` data ranks; over any number of them if it is 0."""
     t = config.training
-    share = t.micro_batch_size * data
+    share, of = t.micro_batch_size * max(1, data), f" x {data} data ranks" if data else ""
     sizes = {"global_batch_size": t.global_batch_size}
     if len(t.rampup_batch_size) == 3:
         names = ("START of rampup_batch_size", "INCREMENT of rampup_batch_size")
@@ -124,8 +125,7 @@ def _batches(config: Config, data: int) -> Problems:
     for name, size in sizes.items():
         if size % share:
             yield ConfigError(
-                f"{name}={size} is not a multiple of micro_batch_size={t.micro_batch_size} x {data} "
-                "data ranks",
+                f"{name}={size} is not a multiple of micro_batch_size={t.micro_batch_size}{of}",
                 "every data rank runs whole micro batches",
                 f"{max(1, round(size / share)) * share}",
             )

@@ -127,7 +127,8 @@ def test_every_flag_refuses_nonsense(ended, trains, flag):
 
 
 def test_there_are_enough_of_them():
-    assert len(nonsense()) > 500 and len(FLAGS) == len(config_fields())
+    assert len(nonsense()) > 1000 and len(FLAGS) == len(config_fields()) > 110
+    assert sum(len(WRONG_TYPES[declared.type]) for _, declared in config_fields().values()) > 850
 
 
 WRONG_TYPES = {

@@ -71,6 +71,9 @@ class Letters:
         self.H = self.tokens * self.C * FLOAT32
         self.first, self.last = stage == 0, stage == self.p - 1
         self.strategy = parallel.data_parallel_sharding_strategy
+        self.N = (
+            self.d if self.strategy == "no_shard" else parallel.num_distributed_optimizer_instances
+        )
 
     @property
     def block(self) -> int:
@@ -127,8 +130,10 @@ def sequence_parallel(x: Letters) -> Exchanged:
 def data_parallel(x: Letters) -> Exchanged:
     units, size = x.L + (x.ends > 0), (x.L * x.block + x.ends) * FLOAT32
     numbers = {("data", "all-reduce"): (2, 2 * FLOAT64)}
+    if x.N > 1:
+        numbers["replica", "all-reduce"] = (units, size * x.N // x.d)
     if x.strategy == "no_shard":
-        return numbers | {("replica", "all-reduce"): (units, size)}
+        return numbers
     gathers = (units, size)
     if x.strategy == "optim_grads_params":
         gathers = (x.m * (2 * x.L + (x.ends > 0)), x.m * (2 * x.L * x.block + x.ends) * FLOAT32)
@@ -138,14 +143,13 @@ def data_parallel(x: Letters) -> Exchanged:
 def pipeline_parallel(x: Letters) -> Exchanged:
     boundaries = (not x.first) + (not x.last)
     travels = boundaries * x.m, boundaries * x.m * x.H // (x.t if x.sp else 1)
-    shards = 1 if x.strategy == "no_shard" else x.d
     numbers = {
         ("pipeline", "send"): travels,
         ("pipeline", "receive"): travels,
         ("pipeline", "broadcast"): (1, FLOAT64),
     }
     if x.p > 1 and (x.first or x.last):
-        numbers["tied", "all-reduce"] = (1, x.V * x.C // x.t // shards * FLOAT32)
+        numbers["tied", "all-reduce"] = (1, x.V * x.C // x.t * x.N // x.d * FLOAT32)
     return numbers
 
 
@@ -172,8 +176,10 @@ MORE = [
 ]
 
 
-def compare(ranks, layout: Layout, strategy: str) -> None:
-    config = layout.of(CONFIG).replace(data_parallel_sharding_strategy=strategy)
+def compare(ranks, layout: Layout, strategy: str, instances: int = 1) -> None:
+    config = layout.of(CONFIG).replace(
+        data_parallel_sharding_strategy=strategy, num_distributed_optimizer_instances=instances
+    )
     everyone = ranks.run(layout.ranks, traffic_of_a_step, config)
     assert len(everyone) == layout.ranks
     for place, found, should in everyone:
@@ -184,6 +190,12 @@ def compare(ranks, layout: Layout, strategy: str) -> None:
 @pytest.mark.parametrize(("layout", "strategy"), CASES, ids=str)
 def test_a_step_exchanges_what_the_formulas_say(ranks, layout, strategy):
     compare(ranks, layout, strategy)
+
+
+@pytest.mark.parametrize("layout", [Layout(data=4), Layout(2, 4)], ids=str)
+@pytest.mark.parametrize("strategy", ["optim", "optim_grads_params"])
+def test_hybrid_sharding_exchanges_what_the_formulas_say(ranks, layout, strategy):
+    compare(ranks, layout, strategy, instances=2)
 
 
 @pytest.mark.slow
