@@ -47,16 +47,21 @@ def configured(choice: dict[str, str]) -> Config:
     return config.replace(num_layers=max(2, stages))
 
 
+AXES = {"sequence": "tensor", "schedule": "pipeline", "sharding": "data"}
+"""Options that do nothing on an axis of size 1."""
+
+
 def works(choice: dict[str, str]) -> bool:
+    """Whether it can be computed, and every value but the defaults does something."""
+    layout = LAYOUTS[choice["layout"]]
+    for option, axis in AXES.items():
+        if choice.get(option, DEFAULTS[option]) != DEFAULTS[option] and getattr(layout, axis) == 1:
+            return False
     try:
         validate(configured(choice), 8)
     except ConfigErrors:
         return False
     return True
-
-
-AXES = {"sequence": "tensor", "schedule": "pipeline", "sharding": "data"}
-"""Options that do nothing on an axis of size 1."""
 
 
 def singles(layout: str) -> list[dict[str, str]]:
@@ -65,6 +70,5 @@ def singles(layout: str) -> list[dict[str, str]]:
         {"layout": layout, option: value}
         for option, values in OPTIONS.items()
         for value in list(values)[1:]
-        if option not in AXES or getattr(LAYOUTS[layout], AXES[option]) > 1
     ]
     return [{"layout": layout}, *filter(works, choices)]

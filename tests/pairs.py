@@ -1,10 +1,12 @@
-"""A table in which every pair of values of two options, that can stand together, stands in a row.
+"""A table in which every pair of values of two options, that can stand together, stands in a row, on a
+layout where both do something. Every value on every layout is `options.singles`.
 
 python tests/pairs.py    writes pairs.csv anew, after options.py has changed
 """
 
 import csv
 import itertools
+from collections import Counter
 from pathlib import Path
 
 TABLE = Path(__file__).with_name("pairs.csv")
@@ -16,8 +18,8 @@ def values(options, layouts) -> dict[str, list[str]]:
 
 
 def pairs_of(row: dict[str, str]) -> set:
-    """The pairs of (option, value) in a row."""
-    return set(itertools.combinations(row.items(), 2))
+    """The pairs of (option, value) in a row; the layout is no option."""
+    return set(itertools.combinations([of for of in row.items() if of[0] != "layout"], 2))
 
 
 def possible_rows(domain: dict[str, list[str]], works) -> list[dict[str, str]]:
@@ -27,11 +29,14 @@ def possible_rows(domain: dict[str, list[str]], works) -> list[dict[str, str]]:
 
 
 def covering(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Few of the rows that hold all their pairs: again and again the one with most new pairs."""
-    missing, chosen = set().union(*map(pairs_of, rows)), []
+    """Few of the rows that hold all their pairs: again and again the one with most new pairs, of these
+    one on the layout that has fewest rows."""
+    missing, chosen, taken = set().union(*map(pairs_of, rows)), [], Counter()
     while missing:
-        chosen.append(max(rows, key=lambda row: len(pairs_of(row) & missing)))
-        missing -= pairs_of(chosen[-1])
+        best = max(rows, key=lambda row: (len(pairs_of(row) & missing), -taken[row["layout"]]))
+        missing -= pairs_of(best)
+        taken[best["layout"]] += 1
+        chosen.append(best)
     return chosen
 
 

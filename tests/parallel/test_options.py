@@ -1,5 +1,5 @@
 """Every option, and every pair of options, on the layouts of 8 ranks against one process. `make test-all` runs
-every combination too, hours."""
+every combination too, about an hour."""
 
 from functools import cache
 

@@ -19,7 +19,11 @@ SMALL = TINY.replace(num_layers=4)
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2}
 
 
-@pytest.mark.parametrize("layout", [Layout(1, 2, 2, True), Layout(2)], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [Layout(2), pytest.param(Layout(1, 2, 2, True), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_a_fake_rank_holds_what_a_real_one_holds(ranks, layout):
     config = configured(layout, {})
     measured = ranks.run(layout.ranks, peaks, config)
