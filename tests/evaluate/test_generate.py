@@ -73,22 +73,38 @@ def test_a_text_does_not_depend_on_those_beside_it(model, sampling, use_cache):
     assert not generate_batch(model, [], 25, **options)
 
 
-def divided_texts(config) -> list[list[list[int]]]:
+def every_way(model) -> list[list[list[list[int]]]]:
+    """For two kinds of sampling, the texts in one batch and one by one, with the cache and without."""
+    return [
+        [
+            texts
+            for use_cache in (True, False)
+            for texts in (
+                generate_batch(model, DIVIDED, 9, eod=7, use_cache=use_cache, **sampling),
+                [generate(model, p, 9, eod=7, use_cache=use_cache, **sampling) for p in DIVIDED],
+            )
+        ]
+        for sampling in WAYS[1:3]
+    ]
+
+
+def divided_texts(config) -> list[list[list[list[int]]]]:
     mesh = mesh_module.start(config.parallel)
-    model = DividedModel(build_stages(config, mesh), mesh, config)
-    return [generate_batch(model, DIVIDED, 9, eod=7, **sampling) for sampling in WAYS[1:3]]
+    return every_way(DividedModel(build_stages(config, mesh), mesh, config))
 
 
 @pytest.mark.parametrize(
     "layout", [Layout(tensor=2), Layout(tensor=4), Layout(pipeline=2, tensor=2)], ids=str
 )
-def test_every_layout_generates_the_same_batch(ranks, layout):
+def test_every_layout_generates_the_same_in_every_way(ranks, layout):
     whole = GPT2(TINY.model)
     init_weights(whole, TINY.training.seed)
-    whole.eval()
-    expected = [generate_batch(whole, DIVIDED, 9, eod=7, **sampling) for sampling in WAYS[1:3]]
+    expected = every_way(whole.eval())
     assert ranks.run(layout.ranks, divided_texts, layout.of(TINY)) == expected
-    assert expected[0] != expected[1] and len({len(text) for text in expected[0]}) > 1
+    for batch, *others in expected:
+        assert others == [batch] * 3
+    (first, *_), (second, *_) = expected
+    assert first != second and len({len(text) for text in first}) > 1
 
 
 @pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
