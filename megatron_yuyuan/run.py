@@ -178,6 +178,7 @@ def load_into(state: TrainState, origin: Origin, config: Config, log: Log) -> Or
     with_moments = not config.checkpoint.no_load_optim
     if origin.weights_only:
         state.begin_with(origin.load)
+        state.began_with = config.checkpoint.load
     else:
         origin = fill_or_fall_back(state, origin, config)
         saved = origin.state

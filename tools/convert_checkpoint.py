@@ -8,8 +8,8 @@ start from.
 
 --load of --to may be a Hugging Face directory too, that of --from megatron a file of GPTModel.state_dict().
 An import is a checkpoint of iteration 0: pass it as --load RUN --finetune. Both sides compute the logits
-of a few tokens before anything appears, and the conversion ends with an error if they differ. An export
-needs the memory of the embedding and a layer, an import that of the model.
+of a few tokens before anything appears, and the conversion ends with an error if they differ. It needs the
+memory of the embedding and a layer.
 """
 
 import argparse

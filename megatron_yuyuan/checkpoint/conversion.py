@@ -3,16 +3,20 @@ of weights from elsewhere."""
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from megatron_yuyuan.checkpoint.dcp import save_checkpoint, to_disk
-from megatron_yuyuan.checkpoint.model import StoredModel, fill
+from megatron_yuyuan.checkpoint.model import StoredModel
 from megatron_yuyuan.checkpoint.space import NO_SPACE
 from megatron_yuyuan.config_toml import from_dict, to_toml
 from megatron_yuyuan.errors import ConfigError, DataError, SpaceError
 from megatron_yuyuan.faults import fault_point
+from megatron_yuyuan.model.gpt2 import GPT2
 
 
 @contextmanager
@@ -67,14 +71,27 @@ def scratch_beside(partial: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_run(source: StoredModel, partial: Path) -> None:
-    """Make a run directory of checkpoint iter_0000000 in an empty one: weights only, float32.
+class Deferred(torch.Tensor):
+    """A tensor of the `meta` device that is made when DCP writes it. Source: torch's protocol `_Checkpointable`,
+    of which DCP needs no more for a tensor that is not divided."""
 
-    One file holds all weights, and so does the memory, once.
-    """
-    model = fill(source.config, source.weights)
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    make: Callable[[], Tensor]
+
+    def __get_tensor_shard__(self, index) -> Tensor:
+        return self.make()
+
+
+def write_run(source: StoredModel, partial: Path) -> None:
+    """Make a run directory of checkpoint iter_0000000 in an empty one: weights only, float32, a file for
+    each tensor, of which one is in memory at a time."""
+    with torch.device("meta"):
+        weights = GPT2(source.config).state_dict()
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        deferred = tensor.as_subclass(Deferred)
+        deferred.make = lambda name=name: source.weights[name].float()
+        tensors[f"model.{name}"] = deferred
     source.tokenizer.save(partial / "tokenizer")
     config = to_toml(from_dict(source.state["config"]))
     (partial / "config.toml").write_text(config, encoding="utf-8")
-    save_checkpoint(partial, 0, tensors, source.state)
+    save_checkpoint(partial, 0, tensors, source.state, one_file=False)

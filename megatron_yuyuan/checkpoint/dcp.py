@@ -35,7 +35,7 @@ from megatron_yuyuan.data import permutation
 from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
 from megatron_yuyuan.data.tokenizer import Tokenizer
-from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.errors import DataError, YuyuanError
 from megatron_yuyuan.faults import fault_point
 from megatron_yuyuan.watch.exit_file import TRACKER, iteration_of
 
@@ -166,11 +166,14 @@ def save_checkpoint(
     tensors: dict[str, Tensor],
     document: dict,
     group: dist.ProcessGroup | None = None,
+    one_file: bool = True,
 ) -> Path:
     """Write one checkpoint, on every rank of the job together (or by one process without a process
     group).
 
-    tensors: by name, DTensors or plain; document: the rest of state.json; group: see `Ranks`.
+    tensors: by name, DTensors or plain; document: the rest of state.json; group: see `Ranks`;
+    one_file: False gives every tensor a file of its own, so that only one need be in memory
+    (`conversion.Deferred`).
     Atomic: nothing that looks whole exists before everything is on the disk, and what was begun and
     failed is removed. Raises DataError on every rank alike, and of these SpaceError where there is
     no room: before the first byte if so few are free, else when the disk says so.
@@ -178,7 +181,7 @@ def save_checkpoint(
     final, ranks = checkpoint_path(directory, iteration), Ranks(group)
     partial = final.with_name(final.name + ".tmp")
     needed = checkpoint_bytes(tensors, ranks)
-    writer = DigestingWriter(partial)
+    writer = DigestingWriter(partial, one_file)
     try:
         ranks.on_first(lambda: _begin(partial, needed))
         with quiet(), without_crc32():
@@ -225,12 +228,14 @@ def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _refused(final: Path, error: OSError | CheckpointException) -> DataError:
-    """The error for a checkpoint that its place did not take."""
+def _refused(final: Path, error: OSError | CheckpointException) -> YuyuanError:
+    """The error for a checkpoint that its place did not take, or of what a tensor could not be made of."""
     causes: list[BaseException] = [error]
     if isinstance(error, CheckpointException):
         causes = [found for found, _ in error.failures.values()]
     for cause in causes:
+        if isinstance(cause, YuyuanError):
+            return cause
         if isinstance(cause, OSError) and cause.errno in NO_SPACE:
             return no_space(final, str(cause.strerror))
     return DataError(

@@ -2,8 +2,7 @@
 
 An export is checked before it appears: transformers (or, where it is not installed, our own reader)
 opens the written files and must compute the logits and token ids that the model here does. An import
-is checked in the same way, its run directory made with the whole model in memory, once. An export holds the
-embedding and one layer at a time.
+is checked in the same way. Both hold the embedding and one layer at a time.
 """
 
 import importlib.util

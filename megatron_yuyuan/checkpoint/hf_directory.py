@@ -1,6 +1,7 @@
 """The files of a Hugging Face GPT-2 directory, opened without running anything of it: config.json is
 JSON, weights are safetensors or opened with weights_only."""
 
+import io
 import json
 import pickle
 from collections.abc import Iterator, Mapping
@@ -77,11 +78,13 @@ class SafetensorsFiles(Mapping[str, Tensor]):
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """model.safetensors, its shards, or pytorch_model.bin. Raises DataError and UnsafeError."""
-    index = directory / "model.safetensors.index.json"
-    for name in ("model.safetensors", index.name, "pytorch_model.bin"):
+    """model.safetensors or else pytorch_model.bin, whole or the shards that its index names. Raises
+    DataError and UnsafeError."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
         if (directory / name).exists():
-            return _shards(index) if name == index.name else [directory / name]
+            return [directory / name]
+        if (index := directory / f"{name}.index.json").exists():
+            return _shards(index)
     raise DataError(
         f"no weights in {directory}",
         "it has neither model.safetensors nor pytorch_model.bin",
@@ -91,17 +94,20 @@ def weight_files(directory: Path) -> list[Path]:
 
 def read_tensors(directory: Path) -> Mapping[str, Tensor]:
     """Every tensor of the weight files, under the names that they have there. Files are mapped into
-    memory, and read when their tensors are used; only a pytorch_model.bin of torch before 1.6 is read
-    whole. Raises DataError and UnsafeError."""
+    memory, and read when their tensors are used; only pickles of torch before 1.6 are read whole. Raises
+    DataError and UnsafeError."""
     files = weight_files(directory)
-    return read_pickled(files[0]) if files[0].suffix == ".bin" else SafetensorsFiles(files)
+    if files[0].suffix != ".bin":
+        return SafetensorsFiles(files)
+    return {name: tensor for file in files for name, tensor in read_pickled(file).items()}
 
 
 def read_pickled(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that torch.save wrote of a dictionary, by name; mapped where torch can: a zip
-    file, which torch 1.6 and later write. Raises DataError and UnsafeError."""
+    file, which torch 1.6 and later write. Transformer Engine's `_extra_state`, a BytesIO before its 2.0, is
+    passed over unopened. Raises DataError and UnsafeError."""
     try:
-        with reading(path, *DAMAGED):
+        with reading(path, *DAMAGED), torch.serialization.safe_globals([io.BytesIO]):
             with path.open("rb") as stream:
                 zipped = stream.read(len(ZIP)) == ZIP
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
@@ -125,7 +131,8 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
 def _shards(index: Path) -> list[Path]:
     """The files that an index names. Raises DataError and UnsafeError."""
     names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+    named = isinstance(names, dict) and all(isinstance(name, str) for name in names.values())
+    if not (named and names):
         raise DataError(
             f"{index} has no weight_map",
             "it says which file holds which tensor",

@@ -82,8 +82,8 @@ def open_source(path: Path, iteration: int | None = None) -> MegatronSource:
         raise UnsafeError(
             f"{legacy} holds legacy mp_rank_* files",
             "they are pickles: opening them runs whatever they bring",
-            "tools/convert_checkpoint.py --from megatron --trust, if you know who wrote them; or torch_dist, as "
-            "Megatron-LM's --ckpt-convert-format writes",
+            f"tools/convert_checkpoint.py --from megatron --trust --load {path} --save RUN, if you know who wrote "
+            "them, then --load RUN --finetune; or torch_dist, as Megatron-LM's --ckpt-convert-format writes",
         )
     found = find_torch_dist(path, iteration)
     tensors = TorchDist(found)

@@ -5,16 +5,23 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_yuyuan.checkpoint import hf_start, megatron_start
 from megatron_yuyuan.checkpoint.identity import identity, run_directory
 from megatron_yuyuan.checkpoint.model import LoadedModel, StoredModel
 from megatron_yuyuan.checkpoint.reading import reading
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.config_toml import from_dict
+from megatron_yuyuan.data.blend import parse_blend
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.log import read_metrics
 
 SCORES = "scores.json"
 """In the run's directory: what `tools/evaluate_qa.py --load RUN --json` printed."""
+FOREIGN = {
+    hf_start.PREFIX: "the Hugging Face directory",
+    megatron_start.PREFIX: "the Megatron-core checkpoint",
+}
+"""How --load begins -> what it names."""
 
 CARD = """---
 language: en
@@ -89,7 +96,7 @@ def _training(state: dict, run: Path) -> Iterator[str]:
         yield "These weights were imported; how they were trained is not known here."
         return
     config, samples = from_dict(state["config"]), state["consumed_samples"]
-    start = "the weights of another run" if config.checkpoint.finetune else "fresh weights"
+    start = _start(state.get("began_with"))
     if config.model.lora_rank:
         start += (
             f"; learned was LoRA of rank {config.model.lora_rank} beside them, which is merged here"
@@ -98,22 +105,44 @@ def _training(state: dict, run: Path) -> Iterator[str]:
     yield f"- start: {start}"
     yield f"- data: {_data(config)}"
     yield (
-        f"- {state['iteration']:,} optimizer steps of {batch} samples: {samples:,} samples, each of at "
-        f"most {length:,} tokens ({samples * length:,} tokens at most)"
+        f"- {state['iteration']:,} optimizer steps of {batch} samples: {samples:,} samples, each of "
+        f"{length:,} tokens with its padding ({samples * length:,} tokens at most)"
     )
     yield f"- AdamW, highest learning rate {config.optimizer.lr:g}, seed {config.training.seed}"
-    parallel = config.parallel
-    yield (
-        f"- layout: tensor {parallel.tensor_model_parallel_size} x pipeline "
-        f"{parallel.pipeline_model_parallel_size} on {parallel.device}"
-    )
+    yield f"- layout: {_layout(config, state.get('ranks', 0))}"
     yield from _measured(run / "metrics.jsonl", state["iteration"])
 
 
+def _start(load: str | None) -> str:
+    """What the first weights came from, by its name: folders belong to the machine. load: None where an
+    older checkpoint does not say."""
+    if load is None:
+        return "not known"
+    for prefix, what in FOREIGN.items():
+        if load.startswith(prefix):
+            return f"the weights of {what} {Path(load.removeprefix(prefix)).name}"
+    return f"the weights of the run {Path(load).name}" if load else "fresh weights"
+
+
 def _data(config: Config) -> str:
-    """The shards by their names; folders belong to the machine."""
-    words = (*config.data.data_path, *config.data.train_data_path)
-    return ", ".join(Path(word).name for word in words) or "not known"
+    """The shards by their names, with their weights where they have some."""
+    words = config.data.data_path or config.data.train_data_path
+    prefixes, weights = parse_blend(words, "data_path")
+    names = [Path(prefix).name for prefix in prefixes]
+    if weights:
+        names = [f"{name} (weight {w:g})" for name, w in zip(names, weights, strict=True)]
+    return ", ".join(names) or "not known"
+
+
+def _layout(config: Config, ranks: int) -> str:
+    """As at the checkpoint. ranks: 0 where an older checkpoint does not say."""
+    parallel = config.parallel
+    tensor = parallel.tensor_model_parallel_size
+    pipeline = parallel.pipeline_model_parallel_size
+    layout = f"tensor {tensor} x pipeline {pipeline}"
+    if ranks:
+        layout += f" x data {ranks // (tensor * pipeline)}, {ranks} ranks in all,"
+    return f"{layout} on {parallel.device}"
 
 
 def _measured(path: Path, iteration: int) -> Iterator[str]:

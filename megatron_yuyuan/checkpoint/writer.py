@@ -27,8 +27,9 @@ class DigestingWriter(dcp.FileSystemWriter):
     disk; this vouches for what was in memory. A file is flushed to the disk before it counts.
     """
 
-    def __init__(self, path: Path):
-        super().__init__(path)
+    def __init__(self, path: Path, one_file: bool = True):
+        """one_file: for all tensors of this rank. DCP keeps the tensors of a file until the file is written."""
+        super().__init__(path, single_file_per_rank=one_file)
         self.digests: dict[str, dict] = {}
         """{file name: {"bytes", "sha256"}}."""
         self.fs = _DigestingFileSystem(self.digests)

@@ -44,6 +44,8 @@ class TrainState:
     """Samples that led to loss spikes: consumed_samples counts without them."""
     rollbacks: int = 0
     """Times that the run was taken back for that."""
+    began_with: str = ""
+    """--load that the first weights came from; empty if they were drawn."""
     data: list[str] = field(default_factory=list)
     """Fingerprint of every shard that the run learns from, in their order."""
     evaluation_due: bool = False
@@ -101,6 +103,7 @@ class TrainState:
             "recent_losses": self.recent_losses,
             "left_out": self.left_out,
             "rollbacks": self.rollbacks,
+            "began_with": self.began_with,
             "data": self.data,
             "evaluation_due": self.evaluation_due,
             "loss_scale": self.loss_scale.state_dict(),

@@ -1,6 +1,7 @@
 """What is written about an exported model holds: every snippet of docs/using_with_huggingface.md and of
 the two published pages runs on an export, and the model card says what the run did and scored."""
 
+import dataclasses
 import json
 import random
 import re
@@ -19,6 +20,7 @@ from megatron_yuyuan.checkpoint.manifest import CHECKSUMS
 from megatron_yuyuan.checkpoint.model import open_model
 from megatron_yuyuan.checkpoint.model_card import model_card
 from megatron_yuyuan.config import Config
+from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.data.template import TEMPLATE
 from megatron_yuyuan.data.tokenizer import train_bpe
 from megatron_yuyuan.errors import DataError
@@ -69,7 +71,8 @@ def run(tmp_path_factory) -> Path:
     model = GPT2(config.model)
     init_weights(model, seed=1)
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    save_checkpoint(directory, 7, tensors, describe_run(config, tokenizer, 28, None, TEMPLATE))
+    state = describe_run(config, tokenizer, 28, None, TEMPLATE) | {"ranks": 6}
+    save_checkpoint(directory, 7, tensors, state)
     tokenizer.save(directory / "tokenizer")
     lines = [
         {"event": "step", "iteration": i, "seconds": 360.0, "lm_loss": 9 - i} for i in range(1, 9)
@@ -127,8 +130,8 @@ def test_the_card_says_what_the_run_did_and_scored(run):
         "the weights are bfloat16",
         "- data: pubmed_text_document",
         "- 7 optimizer steps of 4 samples: 28 samples",
-        "(7,168 tokens at most)",
-        "- layout: tensor 2 x pipeline 1",
+        "each of 256 tokens with its padding (7,168 tokens at most)",
+        "- layout: tensor 2 x pipeline 1 x data 3, 6 ranks in all, on auto",
         "- 0.70 hours of training steps; loss of the last 2.0000",
         "- validation loss 2.5000",
         "| qa, greedy | corpus_bleu, smoothed | 0.4000 / 0.3000 | `BLEU\\|smooth:exp` |",
@@ -137,6 +140,42 @@ def test_the_card_says_what_the_run_did_and_scored(run):
     ):
         assert text in card
     assert "somewhere" not in card
+
+
+@pytest.mark.parametrize(
+    ("load", "said"),
+    [
+        (None, "- start: not known\n"),
+        ("", "- start: fresh weights\n"),
+        ("hf:/home/me/gpt2", "- start: the weights of the Hugging Face directory gpt2\n"),
+        ("megatron:me/gpt.pt", "- start: the weights of the Megatron-core checkpoint gpt.pt\n"),
+        ("me/pubmed", "- start: the weights of the run pubmed\n"),
+    ],
+)
+def test_the_card_names_what_a_run_began_with(run, load, said):
+    source = open_model(run)
+    state = source.state | ({} if load is None else {"began_with": load})
+    card = model_card(dataclasses.replace(source, state=state), "qa")
+    assert said in card and "me/" not in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data_path": ("0.7", "me/a", "0.3", "me/b")}, "data: a (weight 0.7), b (weight 0.3)\n"),
+        ({"data_path": (), "train_data_path": ("me/a", "me/b")}, "- data: a, b\n"),
+        ({"data_path": ()}, "- data: not known\n"),
+    ],
+    ids=str,
+)
+def test_the_card_names_what_a_run_read(run, changes, said):
+    source = open_model(run)
+    config = from_dict(source.state["config"]).replace(**changes).to_dict()
+    state = {**source.state, "config": config}
+    del state["ranks"]  # as an older checkpoint
+    card = model_card(dataclasses.replace(source, state=state), "qa")
+    assert said in card and "/me" not in card and "me/" not in card
+    assert "- layout: tensor 2 x pipeline 1 on auto" in card
 
 
 def test_a_card_without_measurements_says_so(run, tmp_path):

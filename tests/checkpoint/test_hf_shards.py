@@ -1,6 +1,7 @@
 """Large exports: files of a bounded size with an index, and little memory."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,14 @@ import torch
 from live_bytes import peak
 from safetensors.torch import load_file
 
+from megatron_yuyuan.checkpoint.conversion import new_directory, write_run
 from megatron_yuyuan.checkpoint.dcp import describe_run, save_checkpoint
-from megatron_yuyuan.checkpoint.hf import export_directory, to_huggingface
+from megatron_yuyuan.checkpoint.hf import export_directory, import_directory, to_huggingface
 from megatron_yuyuan.checkpoint.model import load_model, open_model
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.template import TEMPLATE
 from megatron_yuyuan.data.tokenizer import train_bpe
+from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.model.initialization import init_weights
 
@@ -68,3 +71,24 @@ def test_an_export_needs_less_memory_than_one_file_and_one_layer(run, tmp_path):
     needed = peak(lambda: export_directory(open_model(run), tmp_path / "export", shard_bytes=SHARD))
     assert needed <= 2.5 * layer < 1.2 * SHARD + layer
     assert peak(lambda: load_model(run)) > 1.2 * SHARD + layer  # a whole model would be seen
+
+
+def test_an_import_needs_no_more_than_an_export(run, tmp_path):
+    export = export_directory(open_model(run), tmp_path / "export", shard_bytes=SHARD)
+    layer = 4 * sum(p.numel() for p in GPT2(CONFIG.model).h["0"].parameters())
+    assert peak(lambda: import_directory(export, tmp_path / "run")) <= 2.5 * layer
+    expected, found = (load_model(each).model.state_dict() for each in (run, tmp_path / "run"))
+    assert all(torch.equal(found[name][:280], tensor[:280]) for name, tensor in expected.items())
+
+
+def test_a_source_that_cannot_be_read_on_the_way_is_named(run, tmp_path):
+    """Not the place that is written."""
+    source = open_model(shutil.copytree(run, tmp_path / "source"))
+    [file] = source.path.glob("*.distcp")
+    file.write_bytes(file.read_bytes()[:1000])
+    with (
+        pytest.raises(DataError, match=f"^{source.path} cannot be read"),
+        new_directory(tmp_path / "run") as partial,
+    ):
+        write_run(source, partial)
+    assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from commands import train_flags
 from hf_peer import gpt2
+from hostile import Opens
 from pretraining import pretrained
 from safetensors.torch import load_file, save_file
 from tiny import TINY, Layout, RandomText, build_trainer
@@ -102,6 +103,52 @@ def test_pickled_weights_are_mapped_into_memory_where_torch_can(copy, zipped):
         read_tensors(copy)
 
 
+def pickled_shards(copy: Path, second) -> None:
+    """The weights as transformers 4 wrote large models: embeddings in one file, `second` of the rest in the
+    other."""
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    first = {name: tensor for name, tensor in tensors.items() if ".h." not in name}
+    rest = {name: tensor for name, tensor in tensors.items() if ".h." in name}
+    files = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+    torch.save(first, copy / files[0])
+    torch.save(second(rest), copy / files[1])
+    where = dict.fromkeys(first, files[0]) | dict.fromkeys(rest, files[1])
+    index = {"metadata": {"total_size": 1}, "weight_map": where}
+    (copy / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def test_pickled_shards_are_mapped_into_memory_too(copy):
+    expected = load_file(copy / "model.safetensors")
+    pickled_shards(copy, lambda rest: rest)
+    found = read_tensors(copy)
+    mapped = Path("/proc/self/maps").read_text()
+    assert all(str(shard) in mapped for shard in copy.glob("*.bin"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert starting_point(Config().replace(load=f"hf:{copy}"))
+
+
+def a_hostile_shard(directory):
+    pickled_shards(directory, lambda rest: rest | {"x": Opens(directory / "opened")})
+
+
+def a_missing_shard(directory):
+    pickled_shards(directory, lambda rest: rest)
+    (directory / "pytorch_model-00002-of-00002.bin").unlink()
+
+
+def an_index_of_nothing(directory):
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin.index.json").write_text('{"weight_map": {}}')
+
+
+def an_index_that_leaves(directory):
+    (directory / "model.safetensors").rename(directory.parent / "elsewhere.bin")
+    where = {"weight_map": {"wte.weight": "../elsewhere.bin"}}
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(where))
+
+
 def cut_weights(directory):
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
@@ -127,6 +174,10 @@ def a_missing_layer(directory):
         (lambda d: (d / "tokenizer_config.json").write_text('{"auto_map": 1}'), UnsafeError,
          "auto_map"),
         (cut_weights, DataError, "damaged or incomplete"),
+        (a_hostile_shard, UnsafeError, "-00002-of-00002.bin holds more than tensors"),
+        (a_missing_shard, DataError, "-00002-of-00002.bin cannot be read"),
+        (an_index_of_nothing, DataError, r"bin\.index\.json has no weight_map"),
+        (an_index_that_leaves, UnsafeError, r"bin\.index\.json names '\.\./elsewhere\.bin'"),
         (another_width, DataError, r"ln_1\.bias is \(32,\), expected \(64,\)"),
         (a_missing_layer, DataError, r"h\.2\.attn\.c_attn\.bias is missing"),
     ],
@@ -136,6 +187,7 @@ def test_what_is_wrong_is_found_before_a_process_group_exists(copy, damage, kind
     damage(copy)
     with pytest.raises(kind, match=said):
         starting_point(Config().replace(load=f"hf:{copy}"))
+    assert not (copy / "opened").exists()
 
 
 def test_a_directory_that_is_not_there_is_an_error(tmp_path):
@@ -204,3 +256,4 @@ def test_pretraining_goes_on_from_a_directory_and_then_from_its_own(ranks, prepa
     state = read_state(find_checkpoint(tmp_path / "run"))
     assert (state["iteration"], state["optimizer_steps"], state["optimizer"]) == (3, 3, True)
     assert state["config"]["model"]["num_layers"] == 4
+    assert state["began_with"] == f"hf:{tmp_path / 'hf'}"

@@ -2,11 +2,13 @@
 compared by its own GPTModel each time."""
 
 import argparse
+import io
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import megatron_peer
@@ -137,6 +139,33 @@ def test_a_file_of_a_state_dict_is_imported(loaded, tmp_path, without_megatron, 
     run = import_megatron(tmp_path / "gpt.pt", tmp_path / "run", tokenizer, num_attention_heads=4)
     assert_same(load_model(run).model.state_dict(), weights)
     assert {path.name for path in tmp_path.iterdir()} == {"gpt.pt", "run"}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["now", "before_torch_1.6"])
+def test_the_scales_of_fp8_in_a_state_dict_stay_closed(
+    loaded, tmp_path, without_megatron, tokenizer, zipped
+):
+    """Transformer Engine keeps them as None, as a pickle in a BytesIO (before 2.0), or as bytes in a tensor."""
+    pickled = pickle.dumps(Opens(tmp_path / "opened"))
+    kept = {
+        "self_attention.linear_qkv": None,
+        "mlp.linear_fc1": io.BytesIO(pickled),
+        "mlp.linear_fc2": torch.frombuffer(bytearray(pickled), dtype=torch.uint8),
+    }
+    weights = loaded.model.state_dict()
+    theirs = OrderedDict(to_megatron(weights))
+    theirs.update({f"decoder.layers.0.{name}._extra_state": s for name, s in kept.items()})
+    theirs._metadata = OrderedDict({"": {"version": 1}})  # as state_dict() brings it
+    torch.save(theirs, tmp_path / "gpt.pt", _use_new_zipfile_serialization=zipped)
+    run = import_megatron(tmp_path / "gpt.pt", tmp_path / "run", tokenizer, num_attention_heads=4)
+    assert_same(load_model(run).model.state_dict(), weights)
+    assert not (tmp_path / "opened").exists()
+    theirs["decoder.layers.1.mlp.linear_fc1._extra_state"] = Opens(tmp_path / "opened")
+    torch.save(theirs, tmp_path / "gpt.pt", _use_new_zipfile_serialization=zipped)
+    for trust in (False, True):  # which is of mp_rank_* files alone
+        with pytest.raises(UnsafeError, match="holds more than tensors"):
+            import_megatron(tmp_path / "gpt.pt", tmp_path / "other", tokenizer, trust=trust)
+    assert not (tmp_path / "opened").exists()
 
 
 @pytest.mark.slow  # four processes that import Megatron-core
