@@ -20,9 +20,7 @@ FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompu
 
 
 @pytest.mark.parametrize(
-    "layout",
-    [Layout(2), pytest.param(Layout(1, 2, 2, True), marks=pytest.mark.slow)],
-    ids=str,
+    "layout", [Layout(2), pytest.param(Layout(1, 2, 2, True), marks=pytest.mark.slow)], ids=str
 )
 def test_a_fake_rank_holds_what_a_real_one_holds(ranks, layout):
     config = configured(layout, {})

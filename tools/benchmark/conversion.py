@@ -4,8 +4,8 @@
 
 The model is random, in float32; the folder needs four times its size. Every conversion is a process of
 its own, which compares the logits of both sides before it ends. Its peak is the resident memory of the
-largest of its processes, the one that compares included. The bound of docs/using_with_huggingface.md is 1.2
-times the largest file and a layer.
+largest of its processes, the one that compares included. Beside it stands 1.2 times the largest file of the
+foreign side, and a layer.
 """
 
 import os
@@ -67,21 +67,21 @@ def convert_all(folder: Path, options: Namespace) -> None:
     measured([__file__, "--write", str(folder / "run"), *shape])
     tokenizer = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", "run/tokenizer"]
     conversions = {
-        "to Hugging Face": ["--to", "hf", "--load", "run", "--save", "hf"],
-        "from Hugging Face": ["--from", "hf", "--load", "hf", "--save", "run_of_hf"],
-        "to Megatron-core": ["--to", "megatron", "--load", "run", "--save", "megatron"],
-        "from Megatron-core": [
-            *("--from", "megatron", "--load", "megatron", "--save", "run_of_megatron"),
-            *tokenizer,
-        ],
+        "--to hf": ["--load", "run", "--save", "hf"],
+        "--from hf": ["--load", "hf", "--save", "run_of_hf"],
+        "--to megatron": ["--load", "run", "--save", "megatron"],
+        "--from megatron": ["--load", "megatron", "--save", "run_of_megatron", *tokenizer],
     }
     layer = 12 * options.hidden_size**2 * 4
     print("conversion, seconds, peak MiB, 1.2 x the largest file + a layer")
     for name, flags in conversions.items():
-        seconds, peak = measured([str(CONVERT), *flags], folder)
-        files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-        bound = (1.2 * max(files) + layer) / MIB
-        print(f"{name}, {seconds:.0f}, {peak:,.0f}, {bound:,.0f}", flush=True)
+        way, side = name.split()
+        seconds, peak = measured([str(CONVERT), way, side, *flags], folder)
+        files = [path.stat().st_size for path in (folder / side).rglob("*")]
+        print(
+            f"{name}, {seconds:.0f}, {peak:,.0f}, {(1.2 * max(files) + layer) / MIB:,.0f}",
+            flush=True,
+        )
 
 
 def measured(command: list[str], folder: Path | None = None) -> tuple[float, float]:
