@@ -20,7 +20,7 @@ from pathlib import Path
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
 from megatron_yuyuan.data.files import AtomicFiles
-from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.errors import ConfigError, DataError
 from megatron_yuyuan.evaluate.arguments import add_model_arguments
 
 SETTINGS = ("closed-book", "reasoning-required")
@@ -32,14 +32,13 @@ def main(args: Sequence[str] | None = None) -> None:
     """Read the command line, judge, report. Raises ConfigError, DataError, UnsafeError."""
     options = _parse(args)
     from megatron_yuyuan.checkpoint.model import load_model  # torch: after --help
-    from megatron_yuyuan.evaluate.facts import Cutoffs
     from megatron_yuyuan.evaluate.likelihood import LikelihoodScorer
 
     with AtomicFiles() as files:  # opened first: nobody waits for a page that cannot be written
         html = files.open(options.html) if options.html else None
         settings = _settings(options)
+        cutoffs = _cutoffs(options, settings)
         loaded = load_model(options.load, options.ckpt_step or None, options.device)
-        cutoffs = Cutoffs(options.no_below, options.yes_above)
         results = {
             name: _judged(LikelihoodScorer(loaded), questions, cutoffs)
             for name, questions in settings.items()
@@ -77,23 +76,39 @@ def _settings(options: argparse.Namespace) -> dict[str, list]:
     return both if options.setting == "both" else {options.setting: both[options.setting]}
 
 
+def _cutoffs(options: argparse.Namespace, settings: dict[str, list]):
+    """Those of the flags, else 0. Raises ConfigError: a flag was given where labels give them."""
+    from megatron_yuyuan.evaluate.facts import Cutoffs
+
+    named = {"--no-below": options.no_below, "--yes-above": options.yes_above}
+    given = " and ".join(flag for flag, cutoff in named.items() if cutoff is not None)
+    if given and any(map(_fitted, settings.values())):
+        raise ConfigError(
+            f"{given} with {'--pubmedqa' if options.pubmedqa else 'labelled --questions'}",
+            "where every question has its label the cutoffs are fitted on one half of them",
+            f"the command without {given}, or questions without labels",
+        )
+    return Cutoffs(*(cutoff or 0.0 for cutoff in named.values()))
+
+
 def _judged(scorer, questions: list, cutoffs) -> tuple:
     """(judgements, cutoffs they are decided by, report or None, seconds)."""
     from megatron_yuyuan.evaluate.calibration import calibrated_report
-    from megatron_yuyuan.evaluate.facts import judge
+    from megatron_yuyuan.evaluate.facts import judge, statements_of
 
     begun = time.perf_counter()
     judgements, report = judge(scorer, questions), None
     if len(judgements) == 1 and judgements[0].refused:
-        from megatron_yuyuan.evaluate.statements import rewrite
-
-        [one] = questions
-        for answer in (one.answer, *one.alternatives):
-            rewrite(one.text, answer)  # raises the refusal whole, with its remedy
-    if len(questions) > 1 and all(question.label for question in questions):
+        statements_of(questions[0], scorer)  # raises the refusal whole, with its remedy
+    if _fitted(questions):
         report = calibrated_report(judgements)
         cutoffs = report.cutoffs
     return judgements, cutoffs, report, time.perf_counter() - begun
+
+
+def _fitted(questions: list) -> bool:
+    """Whether their labels give the cutoffs."""
+    return len(questions) > 1 and all(question.label for question in questions)
 
 
 def _print(setting: str, judgements: list, cutoffs, report, seconds: float) -> None:
@@ -182,14 +197,14 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     )
     for flag, what_for in (("--no-below", "no up to"), ("--yes-above", "yes above")):
         parser.add_argument(
-            flag, type=float, default=0.0, metavar="X", help=f"{what_for} this margin (default: 0)"
+            flag, type=float, metavar="X", help=f"{what_for} this margin, 0 unless given"
         )
     parser.add_argument("--json", action="store_true", help="print figures and verdicts as JSON")
     parser.add_argument("--html", default="", metavar="FILE.html", help="token heat map")
     options = parser.parse_args(args)
     if options.limit < 0:
         parser.error("--limit is a number of questions, 0 for all")
-    if not options.no_below <= options.yes_above:
+    if (options.no_below or 0) > (options.yes_above or 0):
         parser.error("--no-below is at most --yes-above; between them the verdict is unsure")
     if options.question is not None and options.limit:
         parser.error("--limit is of a file of questions")

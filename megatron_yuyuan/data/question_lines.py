@@ -2,6 +2,7 @@
 them, {'question':'...','answer':'...'}."""
 
 import ast
+import re
 import warnings
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def parse_question_line(
     line: bytes, path: str | Path, position: int, errors: str = "surrogateescape"
 ) -> dict:
     """The object on a line of JSON, or the dictionary of strings and numbers on a line that begins with
-    `{'`, which no JSON does.
+    `{'` or `{ '`, which no JSON does.
 
     A dictionary is taken apart by `ast.literal_eval`, never run. Raises DataError with the line number:
     neither of the two, or half of a surrogate pair.
@@ -29,7 +30,7 @@ def parse_question_line(
 
 def _literal(line: bytes) -> dict | None:
     """The dictionary that a line spells, or None."""
-    if not line.startswith(b"{'"):
+    if not re.match(rb"\{\s*'", line):
         return None
     try:
         with warnings.catch_warnings():

@@ -49,10 +49,51 @@ def boundaries(auxiliary: str, words: list[str]) -> list[int]:
     """
     if len(words) == 2 and not _ending(words, 1):
         return [1]  # `Is influenza airborne`: there is no other place
-    costs = _costs(auxiliary, words)
-    if not costs:
-        return []
-    best = min(costs.values())
+    return _likeliest(_costs(auxiliary, words))
+
+
+def finite_verbs(words: list[str], alone: bool) -> list[int]:
+    """Where the verb stands behind `which`, `what`, `who`, the likeliest reading first: `Which | gene
+    changes | cause gout`, `Which gene | changes | cause gout`.
+
+    `words` are those behind the question word; `alone`: it may be the subject without a noun. No verb
+    is looked for behind an auxiliary, nor in a relative clause, which takes the next one for itself.
+    """
+    costs: dict[int, float] = {}
+    for place, word in enumerate(words):
+        if bare(word) in lexicon.RELATIVES:
+            break
+        if bare(word) in lexicon.AUXILIARIES:
+            costs[place] = 0.0
+            break
+        known = base_form(word) if place or alone else None
+        if known is None:
+            continue
+        base, auxiliary = known
+        after = words[place + 1 :]
+        cost = _verb(base, after) + _noun_before(auxiliary, words, place)
+        if auxiliary == "did" and after and is_preposition(after[0]):
+            cost += 1.5  # `a hormone released by the liver | lowers ...`
+        if costs and not after:
+            cost += 2.0  # `genes | cause bone changes`
+        costs[place] = cost
+        if is_pure_verb(base) and cost < MARGIN:
+            break
+    return _likeliest(costs)
+
+
+def _noun_before(auxiliary: str, words: list[str], place: int) -> float:
+    """The cost of words[:place] as the noun of `which` and of `what`, which may stand without one."""
+    if not place:
+        return IMPOSSIBLE if auxiliary == "do" else 0.0
+    one_of = bare(words[0]) == "of"  # `Which of the drugs causes ...`
+    number = 0.0 if one_of else _number(auxiliary, words[:place])
+    return _ending(words, place) + number + 0.02 * place
+
+
+def _likeliest(costs: dict[int, float]) -> list[int]:
+    """The places of the cheapest reading and of those within MARGIN of it."""
+    best = min(costs.values(), default=IMPOSSIBLE)
     if best > LIMIT:
         return []
     return sorted((i for i in costs if costs[i] <= best + MARGIN), key=lambda i: (costs[i], i))

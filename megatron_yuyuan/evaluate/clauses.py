@@ -28,6 +28,13 @@ DENIED = {
 }
 """First word of a subject -> what denies it."""
 AFFIRMED = {"any": "some", "anyone": "someone", "anybody": "somebody", "anything": "something"}
+DENYING = frozenset(
+    "no none nobody nothing nowhere neither never rarely seldom hardly scarcely barely few little "
+    "cannot".split()
+)
+"""To deny what these deny already says something twisted: `no drug does not help`."""
+LIMITING = frozenset("only just merely solely simply".split())
+"""`not only` adds where `not` denies."""
 NOT_BEFORE = frozenset("all every many only everyone everybody everything".split())
 """`All patients need surgery` is denied by `Not all patients need surgery`."""
 INFINITIVE_VERBS = frozenset("help make let need have try want tend seem".split())
@@ -51,7 +58,13 @@ def refusal(question: str, why: str, remedy: str = "") -> DataError:
 
 
 def clause(auxiliary: str, subject: list[str], predicate: list[str]) -> Clause:
-    """Subject and predicate of a question behind its auxiliary (lower case, positive)."""
+    """Subject and predicate of a question behind its auxiliary (lower case, positive).
+
+    Raises DataError: nothing is stated of the subject, or either denies already.
+    """
+    denied = denial(subject) or denial(predicate)
+    if denied:
+        raise denied_twice(" ".join([auxiliary, *subject, *predicate]), denied)
     if bare(predicate[0]) == "not":
         predicate = predicate[1:]
     if not predicate:
@@ -76,6 +89,33 @@ def clause(auxiliary: str, subject: list[str], predicate: list[str]) -> Clause:
         return Clause(f"{first} {rest} {told}", f"not {first} {rest} {told}")
     whole = " ".join(subject)
     return Clause(f"{whole} {told}", f"{whole} {_denied(auxiliary, predicate)}")
+
+
+def denial(words: list[str], denying: frozenset[str] = DENYING) -> str:
+    """The word by which a phrase denies or restricts what it says; ``: there is none.
+
+    Not one that only describes a noun: `patients with no symptoms`, `a rarely used drug`, `those who
+    never smoked`; nor NO, a gas.
+    """
+    for place, word in enumerate(words):
+        name, before = bare(word).replace("’", "'"), bare(words[place - 1]) if place else ""
+        if name in lexicon.RELATIVES:
+            return ""
+        if before == "not" and name in LIMITING:
+            return f"not {name}"
+        if name.endswith("n't") or (name == "not" and is_adverb(before)):
+            return name
+        describes = before in lexicon.DETERMINERS or (place > 1 and is_preposition(before))
+        if name in denying and not describes and not word.isupper():
+            return name
+    return ""
+
+
+def denied_twice(question: str, word: str) -> DataError:
+    """The error for what a `word` denies or restricts already."""
+    return refusal(
+        question, f"its `{word}` would be denied once more", f"the question without `{word}`"
+    )
 
 
 def _affirmed(auxiliary: str, predicate: list[str]) -> str:

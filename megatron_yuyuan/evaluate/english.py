@@ -124,7 +124,9 @@ def is_plural(word: str) -> bool:
 
 
 def is_adverb(word: str) -> bool:
-    """`really`, `safely`, not `family`."""
+    """`really`, `safely`, not `family`; not NO, a gas."""
+    if word.isupper():
+        return False
     word = bare(word)
     return word in lexicon.ADVERBS or (
         word.endswith("ly") and len(word) > 4 and word not in lexicon.LY_NOT_ADVERBS

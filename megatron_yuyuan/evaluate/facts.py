@@ -61,7 +61,7 @@ class Judgement:
     """Affirmative, negative, then the alternatives; none where the question was refused."""
     surprises: tuple[Surprise, ...] = ()
     refused: str = ""
-    """Why no statement was made of it."""
+    """Why no statement of it was judged."""
 
     @property
     def margin(self) -> float | None:
@@ -77,10 +77,7 @@ class Judgement:
 
 
 def judge(scorer: LikelihoodScorer, questions: Sequence[Question]) -> list[Judgement]:
-    """Every question with its margin; one that cannot be rewritten is refused, not skipped.
-
-    Raises DataError for a statement that is longer than the model's positions.
-    """
+    """Every question with its margin; one that cannot be judged is refused, not skipped."""
     judgements = [_state(question, scorer) for question in questions]
     texts = [text for one in judgements for text in one.statements]
     contexts = [one.question.context for one in judgements for _ in one.statements]
@@ -92,13 +89,23 @@ def judge(scorer: LikelihoodScorer, questions: Sequence[Question]) -> list[Judge
 
 def _state(question: Question, scorer: LikelihoodScorer) -> Judgement:
     try:
-        both = rewrite(question.text, question.answer, scorer)
-        others = [_alternative(question, other, scorer) for other in question.alternatives]
+        return Judgement(question, statements_of(question, scorer))
     except DataError as error:
         return Judgement(question, refused=error.why)
+
+
+def statements_of(question: Question, scorer: LikelihoodScorer) -> tuple[str, ...]:
+    """Affirmative, negative, then the alternatives that are neither.
+
+    Raises DataError: the question cannot be rewritten; a statement is longer than the model's positions.
+    """
+    both = rewrite(question.text, question.answer, scorer)
+    others = [_alternative(question, other, scorer) for other in question.alternatives]
     own = (both.affirmative, both.negative)
-    rivals = [other for other in others if other not in own]  # no statement is its own
-    return Judgement(question, (*own, *rivals))
+    statements = (*own, *(other for other in others if other not in own))  # none is its own rival
+    for statement in statements:
+        scorer.text_ids(statement, question.context)  # raises for one that is too long
+    return statements
 
 
 def _alternative(question: Question, other: str, scorer: LikelihoodScorer) -> str:

@@ -31,7 +31,7 @@ PREPOSITIONS = _words(
 CONJUNCTIONS = _words("and or but nor plus &")
 RELATIVES = _words("who that which whose whom where when while if whether because although")
 ADVERBS = _words(
-    "not really still always also ever never often sometimes usually only even just already actually "
+    "not really still always also ever never seldom often sometimes usually only even just already actually "
     "truly indeed too very so quite rather more less most least as better worse well routinely both "
     "first much long enough again alone almost far further now soon today equally no necessarily"
 )

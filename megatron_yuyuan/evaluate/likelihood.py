@@ -66,19 +66,22 @@ class LikelihoodScorer:
             found |= dict(zip(batch, scored, strict=True))
         return [self._surprise(row, found[i]) for i, row in enumerate(rows)]
 
-    def _row(self, text: str, context: str) -> tuple[list[int], int, int]:
-        """(ids of the row, how many of them are the text, how many of the context are left out)."""
-        context = context.strip()
-        ids = self.tokenizer.encode(f" {text}" if context else text)
-        before = self.tokenizer.encode(context) if context else []
-        room = self.positions - 1 - len(ids)
-        if not ids or room < 0:
+    def text_ids(self, text: str, context: str = "") -> list[int]:
+        """The tokens of a text behind its context. Raises DataError: none, or more than fit."""
+        ids = self.tokenizer.encode(f" {text}" if context.strip() else text)
+        if not 0 < len(ids) < self.positions:
             raise DataError(
                 f"a text of {len(ids)} tokens: {text[:60]!r}",
-                f"the model scores 1 to {self.positions - 1} at once",
+                f"it has {len(ids)} tokens, and the model scores 1 to {self.positions - 1} at once",
                 "a shorter statement that is not empty",
             )
-        cut = max(0, len(before) - room)
+        return ids
+
+    def _row(self, text: str, context: str) -> tuple[list[int], int, int]:
+        """(ids of the row, how many of them are the text, how many of the context are left out)."""
+        ids, context = self.text_ids(text, context), context.strip()
+        before = self.tokenizer.encode(context) if context else []
+        cut = max(0, len(before) + len(ids) - (self.positions - 1))
         return [self.tokenizer.eod, *before[cut:], *ids], len(ids), cut
 
     @torch.inference_mode()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from megatron_yuyuan.evaluate import lexicon
 from megatron_yuyuan.evaluate.boundary import boundaries
-from megatron_yuyuan.evaluate.clauses import Clause, clause, refusal
+from megatron_yuyuan.evaluate.clauses import Clause, clause, denial, refusal
 from megatron_yuyuan.evaluate.english import (
     bare,
     capitalise,
@@ -153,7 +153,7 @@ def _auxiliary(word: str) -> str:
 def _yes_no(auxiliary: str, words: list[str], topic: str) -> tuple[str, list[Clause]]:
     """(topic that is left, clauses) of auxiliary + subject + predicate."""
     words = [word for word in without_or_not(words[1:]) if word]
-    if words and bare(words[0]) == "not":
+    if words and bare(words[0]) == "not" and not denial(words[:2]):  # `not only` stays
         words = words[1:]
     if len(words) < 2:
         raise refusal(" ".join([auxiliary, *words]), "subject or predicate is missing")

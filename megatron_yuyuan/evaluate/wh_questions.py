@@ -8,8 +8,8 @@ the end (`Where is insulin produced?`).
 import re
 
 from megatron_yuyuan.evaluate import lexicon
-from megatron_yuyuan.evaluate.boundary import boundaries
-from megatron_yuyuan.evaluate.clauses import Clause, clause, refusal
+from megatron_yuyuan.evaluate.boundary import boundaries, finite_verbs
+from megatron_yuyuan.evaluate.clauses import DENYING, Clause, clause, denial, denied_twice, refusal
 from megatron_yuyuan.evaluate.english import (
     bare,
     base_form,
@@ -24,6 +24,8 @@ from megatron_yuyuan.evaluate.english import (
 
 PLURAL_OF = {"is": "are", "was": "were", "does": "do", "has": "have"}
 SINGULAR_OF = {plural: singular for singular, plural in PLURAL_OF.items()}
+SHARES = frozenset("percentage percent proportion fraction share".split())
+"""`What percentage of patients` asks what `how many` asks, in other words than a number."""
 REASONS = frozenset("because to due as since for owing so in by through".split())
 MONTHS = frozenset(
     "january february march april may june july august september october november december".split()
@@ -31,7 +33,10 @@ MONTHS = frozenset(
 
 
 def wh_clauses(words: list[str], answer: str) -> list[Clause]:
-    """The one reading of a wh-question (its words) with its candidate answer. Raises DataError."""
+    """The readings of a wh-question (its words) with its candidate answer, the likeliest first.
+
+    Raises DataError: no answer; a question that denies already; no place for the answer.
+    """
     question = " ".join(words) + "?"
     if not answer:
         raise refusal(
@@ -42,28 +47,37 @@ def wh_clauses(words: list[str], answer: str) -> list[Clause]:
     kind, rest = bare(words[0]), words[1:]
     if not rest or bare(rest[0]) in ("about", "if", "not", "to", "else"):
         raise refusal(question, "it names no subject and predicate")
-    if kind in ("what", "which", "who", "whom"):
+    denied = denial(rest, DENYING | {"not"})
+    if denied:
+        raise denied_twice(question, denied)
+    share = bare(rest[0]) in SHARES and "of" in map(bare, rest[1:2])
+    if kind in ("what", "which") and share:
+        found = _quantity("many", rest[1:], answer)
+    elif kind in ("what", "which", "who", "whom"):
         found = _subject_or_object(kind, rest, answer.split())
     elif kind in ("where", "when", "why", "how"):
         found = _circumstance(kind, rest, answer)
     else:
-        found = None
-    if found is None:
+        found = []
+    if not found:
         raise refusal(question, "no place was found where the candidate answer belongs")
-    return [found]
+    return found
 
 
-def _subject_or_object(kind: str, rest: list[str], answer: list[str]) -> Clause | None:
+def _subject_or_object(kind: str, rest: list[str], answer: list[str]) -> list[Clause]:
     """what, which, who: `rest` is [noun] + verb + the other words."""
-    place = _verb_place(kind, rest)
-    if place is None:
-        return None
+    places = finite_verbs(rest, alone=kind in ("what", "who"))
+    return [one for place in places for one in _with_verb_at(place, kind, rest, answer)]
+
+
+def _with_verb_at(place: int, kind: str, rest: list[str], answer: list[str]) -> list[Clause]:
     noun, verb, tail = rest[:place], bare(rest[place]), rest[place + 1 :]
     if verb not in lexicon.AUXILIARIES:
         base, auxiliary = _finite(verb)
-        return clause(_agree(auxiliary, answer), answer, [base, *tail])
+        predicate = [*_adverbs_at_end(noun), base, *tail]
+        return [clause(_agree(auxiliary, answer), answer, predicate)]
     if not tail:
-        return None
+        return []
     if kind == "what" and not noun and "do" in map(bare, tail):
         return _done(verb, tail, answer)
     if verb in lexicon.DO:
@@ -71,38 +85,32 @@ def _subject_or_object(kind: str, rest: list[str], answer: list[str]) -> Clause 
     if is_preposition(tail[-1]) and len(tail) > 2 and not _is_predicate(verb, tail):
         return _object(verb, tail, answer)
     if _is_predicate(verb, tail):
-        return clause(_agree(verb, answer), answer, tail)
+        return [clause(_agree(verb, answer), answer, tail)]
     if verb in lexicon.BE and not noun and kind == "what":
-        return clause(verb, tail, answer)
+        return [clause(verb, tail, answer)]
     if verb in lexicon.BE and not noun:
-        return clause(_agree(verb, answer), answer, tail)
+        return [clause(_agree(verb, answer), answer, tail)]
     return _object(verb, tail, answer)
 
 
-def _done(auxiliary: str, tail: list[str], answer: list[str]) -> Clause | None:
+def _adverbs_at_end(noun: list[str]) -> list[str]:
+    """`Which drug | most often | causes gout`: these belong to the verb."""
+    end = len(noun)
+    while end and is_adverb(noun[end - 1]) and bare(noun[end - 1]) != "both":
+        end -= 1
+    return noun[end:]
+
+
+def _done(auxiliary: str, tail: list[str], answer: list[str]) -> list[Clause]:
     """`What does aspirin do?` asks for the verb and all behind it."""
     verb = base_form(answer[0])
     if bare(tail[-1]) != "do" or len(tail) < 2 or verb is None:
-        return None
-    return clause(auxiliary, tail[:-1], [verb[0], *answer[1:]])
-
-
-def _verb_place(kind: str, rest: list[str]) -> int | None:
-    """Where the auxiliary or the finite verb stands; behind `which` a noun comes first."""
-    for place, word in enumerate(rest):
-        if bare(word) in lexicon.AUXILIARIES:
-            return place
-        named = place > 0 or kind in ("what", "who")
-        finite = base_form(word) if named else None
-        if finite and (
-            finite[1] != "do" or place > 1 or (place and is_plural_phrase(rest[:place]))
-        ):
-            return place
-    return None
+        return []
+    return [clause(auxiliary, tail[:-1], [verb[0], *answer[1:]])]
 
 
 def _finite(verb: str) -> tuple[str, str]:
-    """(base form, auxiliary) of a verb that `_verb_place` has found."""
+    """(base form, auxiliary) of a verb that `finite_verbs` has found."""
     known = base_form(verb)
     assert known is not None
     return known
@@ -123,12 +131,14 @@ def _is_predicate(auxiliary: str, tail: list[str]) -> bool:
     return is_preposition(word) or (closed and verbal)
 
 
-def _object(auxiliary: str, tail: list[str], answer: list[str]) -> Clause | None:
-    """The answer as object: behind a preposition left alone, else behind the verb."""
+def _object(auxiliary: str, tail: list[str], answer: list[str]) -> list[Clause]:
+    """The answer as object."""
     found = boundaries(auxiliary, tail)
-    if not found:
-        return None
-    subject, predicate = tail[: found[0]], tail[found[0] :]
+    return [clause(auxiliary, tail[:place], _with_object(tail[place:], answer)) for place in found]
+
+
+def _with_object(predicate: list[str], answer: list[str]) -> list[str]:
+    """The answer behind a preposition left alone, else behind the verb."""
     gap = len(predicate)
     if not is_preposition(predicate[-1]):
         gap = next((i for i, word in enumerate(predicate) if not is_adverb(word)), 0) + 1
@@ -136,29 +146,33 @@ def _object(auxiliary: str, tail: list[str], answer: list[str]) -> Clause | None
             gap += 1
         if gap < len(predicate) and not is_preposition(predicate[gap]):
             gap = len(predicate)
-    return clause(auxiliary, subject, [*predicate[:gap], *answer, *predicate[gap:]])
+    return [*predicate[:gap], *answer, *predicate[gap:]]
 
 
-def _circumstance(kind: str, rest: list[str], answer: str) -> Clause | None:
+def _circumstance(kind: str, rest: list[str], answer: str) -> list[Clause]:
     """where, when, why, how: the answer at the end; how many, how much, how common: in its place."""
     if kind == "how" and bare(rest[0]) in ("many", "much"):
         return _quantity(bare(rest[0]), rest[1:], answer)
     if kind == "how" and bare(rest[0]) not in lexicon.AUXILIARIES:
         measure, rest = bare(rest[0]), rest[1:]
         if len(rest) > 1 and bare(rest[0]) in lexicon.BE and measure not in ("often", "long"):
-            return clause(bare(rest[0]), rest[1:], answer.split())
+            return [clause(bare(rest[0]), rest[1:], answer.split())]
     elif bare(rest[0]) in lexicon.AUXILIARIES:
         answer = _placed(kind, answer)
     if len(rest) < 2 or bare(rest[0]) not in lexicon.AUXILIARIES:
-        return None
+        return []
     auxiliary, tail = bare(rest[0]), rest[1:]
+    found = []
     for place in boundaries(auxiliary, tail):
         states = tail[place:]
         while len(states) > 1 and is_adverb(states[0]):
             states = states[1:]
-        if auxiliary not in lexicon.BE or is_participle(states[0]) or is_adjective(states[0]):
-            return clause(auxiliary, tail[:place], [*tail[place:], *answer.split()])
-    return clause(auxiliary, tail, answer.split()) if auxiliary in lexicon.BE else None
+        stated = kind == "why" or is_participle(states[0]) or is_adjective(states[0])
+        if auxiliary not in lexicon.BE or stated:
+            found.append(clause(auxiliary, tail[:place], [*tail[place:], *answer.split()]))
+    if not found and auxiliary in lexicon.BE:
+        return [clause(auxiliary, tail, answer.split())]
+    return found
 
 
 def _placed(kind: str, answer: str) -> str:
@@ -175,23 +189,25 @@ def _placed(kind: str, answer: str) -> str:
     return f"by {answer}" if kind == "how" else answer
 
 
-def _quantity(kind: str, rest: list[str], answer: str) -> Clause | None:
+def _quantity(kind: str, rest: list[str], answer: str) -> list[Clause]:
     """`How many valves are there in the heart?` + `four`; `how much` puts `of` before its noun."""
-    place = _verb_place("which", rest)
-    if place is None or not place:
-        return None
-    counted = [*answer.split(), *(["of"] if kind == "much" else []), *rest[:place]]
+    amount = [*answer.split(), *(["of"] if kind == "much" else [])]
+    places = [place for place in finite_verbs(rest, alone=False) if place]
+    return [one for place in places for one in _counted(amount, rest, place)]
+
+
+def _counted(amount: list[str], rest: list[str], place: int) -> list[Clause]:
+    counted = [*amount, *rest[:place]]
     verb, tail = bare(rest[place]), rest[place + 1 :]
     if verb in lexicon.BE and tail and bare(tail[0]) == "there":
         there = " ".join([*counted, *tail[1:]])
-        return Clause(f"there {verb} {there}", f"there {verb} not {there}")
-    if verb in lexicon.DO:
-        return _object(verb, tail, counted)
+        return [Clause(f"there {verb} {there}", f"there {verb} not {there}")]
     if verb in lexicon.AUXILIARIES:
-        subject_asked = _is_predicate(verb, tail)
-        return clause(verb, counted, tail) if subject_asked else _object(verb, tail, counted)
+        if verb not in lexicon.DO and _is_predicate(verb, tail):
+            return [clause(verb, counted, tail)]
+        return _object(verb, tail, counted)
     base, auxiliary = _finite(verb)
-    return clause(auxiliary, counted, [base, *tail])
+    return [clause(auxiliary, counted, [base, *tail])]
 
 
 def _agree(auxiliary: str, subject: list[str]) -> str:

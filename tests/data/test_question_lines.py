@@ -16,7 +16,7 @@ from megatron_yuyuan.data.tokenizer import train_bpe
 from megatron_yuyuan.errors import DataError
 
 SEED_FORM = """{'question':'What is gout?','answer':'A disease of joints.'}
-{'question': "What is Crohn's disease?", 'answer': 'It\\'s in the gut.\\nSee a doctor.', 'id': 3}
+{ 'question' : "What is Crohn's disease?", 'answer': 'It\\'s in the gut.\\nSee a doctor.', 'id': 3}
 
 {"Question": "What is a cold?", "Answer": "A virus."}
 """
@@ -44,6 +44,7 @@ def test_the_seeds_dictionaries_are_read_as_json_is(tmp_path, mark):
     ("line", "what"),
     [
         ("{'question': open('X', 'w'), 'answer': 'a'}", "Expecting property name"),
+        ("{ 'question': open('X', 'w'), 'answer': 'a'}", "Expecting property name"),
         ("{'question': 'q', 'answer': ('a',)}", "Expecting property name"),
         ("{'question': 'q', 1: 'a'}", "Expecting property name"),
         ("{'question': 'q', 'answer': 'a'", "Expecting property name"),
@@ -52,7 +53,7 @@ def test_the_seeds_dictionaries_are_read_as_json_is(tmp_path, mark):
         ("{'question': 'q', 'answer': 'a\\U0000d800'}", "half of a surrogate pair"),
         ("{'question': 'q'}", "no key 'answer'"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_nothing_of_a_line_is_run_and_a_bad_one_is_named(tmp_path, monkeypatch, line, what):
     monkeypatch.chdir(tmp_path)

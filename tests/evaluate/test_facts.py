@@ -103,6 +103,9 @@ class Believer:
     def __call__(self, texts):
         return [one.mean for one in self.surprises(texts)]
 
+    def text_ids(self, text, context=""):
+        return [0]
+
     def surprises(self, texts, contexts=()):
         self.asked += list(zip(texts, contexts or [""] * len(texts), strict=True))
         means = [-1.0 - 2 * (not any(w in text for w in self.words)) for text in texts]
@@ -131,6 +134,32 @@ def test_the_likelier_statement_decides():
     assert found[3].refused == "it does not ask yes or no" and not found[3].statements
     assert ("Aspirin prevents stroke.", "A trial.") in scorer.asked
     assert judge(scorer, questions[3:4])[0].margin is None
+
+
+@pytest.mark.parametrize(
+    "long",
+    [
+        Question("Is gout " + "very " * 60 + "bad?"),
+        Question("Is gout bad?", alternatives=("Gout is " + "very " * 60 + "bad.",)),
+        Question("Does a sleep support program work " + "very " * 60 + "well?"),  # two readings
+        Question("Is gout bad?", alternatives=("",)),
+    ],
+    ids=["question", "alternative", "reading", "empty"],
+)
+def test_a_statement_too_long_is_refused_and_the_others_are_judged(loaded, long):
+    short = Question("Is gout painful?")
+    before, refused, after = judge(LikelihoodScorer(loaded), [short, long, short])
+    assert refused.margin is None and "the model scores 1 to 47 at once" in refused.refused
+    assert before.margin == after.margin is not None and not before.refused
+
+
+def test_a_space_before_a_text_counts(loaded):
+    """The text that just fits alone has no room behind a context."""
+    scorer = LikelihoodScorer(loaded)
+    fits = "q" * 47
+    assert len(scorer.text_ids(fits)) == 47
+    with pytest.raises(DataError, match="it has 48 tokens"):
+        scorer.text_ids(fits, CONTEXT)
 
 
 def judged(margin: float | None, label: str, name: str = "") -> Judgement:

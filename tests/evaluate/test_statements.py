@@ -5,6 +5,7 @@ import hashlib
 import json
 import random
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -89,14 +90,47 @@ def digest(affirmative: str, negative: str) -> str:
     return hashlib.sha256(f"{affirmative}\n{negative}".encode()).hexdigest()[:16]
 
 
-def test_what_was_judged_right_is_still_said(real_data):
-    """And nine in ten of the questions of both sets are rewritten."""
+def questions_of(real_data: Path) -> dict[str, dict[str, str]]:
+    """Set -> id -> question, of the files that the two hundred were drawn from."""
     pqal = json.loads((real_data / "pubmedqa" / "pqal_dev500.json").read_text())
     bioasq = json.loads((real_data / "pubmedqa" / "bioasq_yesno_7b-9b.json").read_text())
-    questions = {
+    return {
         "PubMedQA": {name: record["QUESTION"] for name, record in pqal.items()},
         "BioASQ": {record["id"]: record["question"] for record in bioasq},
     }
+
+
+def in_the_order_of_places(rows: list[dict[str, str]], seed: int) -> list[tuple[str, str]]:
+    """(set, id) by the place that a seed gives each among the 267 that three samples had left."""
+    places = random.Random(seed).sample(range(267), len(rows))
+    drawn = zip(places, ((row["set"], row["id"]) for row in rows), strict=True)
+    return [key for _, key in sorted(drawn)]
+
+
+def test_the_two_hundred_are_the_draw_of_seed_9():
+    """The draw was from a list sorted by set and id: put at the places of the seed, the rows of the
+    file, in their order, are sorted. A row left out, moved or exchanged for a distant one breaks that.
+
+    Which questions were the other 67 depended on the rules of that day, so they are not drawn anew."""
+    rows = judged_by_hand()
+    keys = sorted((row["set"], row["id"]) for row in rows)
+    assert in_the_order_of_places(rows, seed=9) == keys
+    assert in_the_order_of_places(rows, seed=8) != keys
+    assert in_the_order_of_places([*rows[1:], rows[0]], seed=9) != keys
+
+
+def test_the_list_they_were_drawn_from_fits_the_real_files(real_data):
+    """Between two that were drawn there are as many questions as their places leave out, or more."""
+    asked = sorted((name, one) for name, ids in questions_of(real_data).items() for one in ids)
+    drawn = [asked.index(key) for key in in_the_order_of_places(judged_by_hand(), seed=9)]
+    places = sorted(random.Random(9).sample(range(267), 200))
+    ends = [-1, *places, 267], [-1, *drawn, len(asked)]
+    assert all(b - a <= y - x for (a, b), (x, y) in zip(*map(pairwise, ends), strict=True))
+
+
+def test_what_was_judged_right_is_still_said(real_data):
+    """And nine in ten of the questions of both sets are rewritten."""
+    questions = questions_of(real_data)
     for asked in questions.values():
         found = [said({"question": question, "answer": ""}) for question in asked.values()]
         assert sum(both != REFUSED for both in found) / len(found) >= 0.9
@@ -113,6 +147,53 @@ def test_a_scorer_chooses_among_readings():
     assert rewrite(question).affirmative == texts[0]
     for favourite in texts:
         chosen = rewrite(question, scorer=lambda seen, f=favourite: [float(t == f) for t in seen])
+        assert chosen.affirmative == favourite
+
+
+@pytest.mark.parametrize(
+    "question, answer, texts",
+    [
+        (
+            "Why does a sleep support program work?",
+            "it helps",
+            [
+                "A sleep support program works because it helps.",
+                "A sleep supports program work because it helps.",
+            ],
+        ),
+        (
+            "Why are patients treated with aspirin at risk?",
+            "they bleed",
+            [
+                "Patients treated with aspirin are at risk because they bleed.",
+                "Patients are treated with aspirin at risk because they bleed.",
+            ],
+        ),
+        (
+            "Which blood test results mean liver damage?",
+            "high ALT",
+            ["High ALT results mean liver damage.", "High ALT means liver damage."],
+        ),
+        (
+            "What increases cause falls?",
+            "weight",
+            ["Weight causes falls.", "Weight increases cause falls."],
+        ),
+        ("Which blood tests are useful?", "PSA", ["PSA is useful."]),
+        ("What causes stress in children?", "noise", ["Noise causes stress in children."]),
+        ("What helps patients do well?", "rest", ["Rest helps patients do well."]),
+        ("Which hormone inhibits sleep?", "orexin", ["Orexin inhibits sleep."]),
+        ("Which of the following is true?", "this", ["This is true."]),
+        ("Which gene expressed in bone causes rickets?", "PHEX", ["PHEX causes rickets."]),
+        ("What percentage of patients relapse?", "30%", ["30% of patients relapse."]),
+        ("Which share of gout is hereditary?", "half", ["Half of gout is hereditary."]),
+    ],
+)
+def test_the_readings_of_a_wh_question_are_offered(question, answer, texts):
+    """The likeliest by the rules first."""
+    assert [reading.affirmative for reading in readings(question, answer)] == texts
+    for favourite in texts:
+        chosen = rewrite(question, answer, lambda seen, f=favourite: [float(t == f) for t in seen])
         assert chosen.affirmative == favourite
 
 
@@ -149,6 +230,78 @@ def test_refusals_say_what_why_and_what_to_try(question, answer, why):
         rewrite(question, answer)
     assert refused.value.what.startswith("cannot turn ") and why in refused.value.why
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    "question, word",
+    [
+        ("Does no drug help?", "no"),
+        ("Doesn't no drug help?", "no"),
+        ("Is malaria no longer endemic?", "no"),
+        ("Does aspirin have no effect on stroke?", "no"),
+        ("Is aspirin of no use?", "no"),
+        ("Do none of the patients relapse?", "none"),
+        ("Does nobody with HIV survive?", "nobody"),
+        ("Is nothing known about ALS?", "nothing"),
+        ("Is there neither a cure nor a vaccine?", "neither"),
+        ("Is little known about ALS?", "little"),
+        ("Are very few drugs safe in pregnancy?", "few"),
+        ("Statins in sepsis: do they never help?", "never"),
+        ("Does a patient who smokes never recover?", "never"),
+        ("Is gout rarely fatal?", "rarely"),
+        ("Is gout seldom fatal?", "seldom"),
+        ("Does gout hardly ever affect women?", "hardly"),
+        ("Is aspirin not only an analgesic but also an anticoagulant?", "not only"),
+        ("Is not only aspirin effective?", "not only"),
+        ("Does aspirin often not work?", "not"),
+        ("Does aspirin don't help?", "don't"),
+        ("Is ALS cannot be cured?", "cannot"),
+        ("Which drug never causes bleeding?", "never"),
+        ("Why is aspirin not safe?", "not"),
+        ("Why doesn’t aspirin help?", "doesn't"),
+    ],
+)
+def test_what_denies_already_is_refused_by_its_word(question, word):
+    """Denied once more it would be `No drug does not help`."""
+    with pytest.raises(DataError) as refused:
+        rewrite(question, "salt" if question.startswith("W") else "")
+    assert refused.value.why == f"its `{word}` would be denied once more"
+    assert refused.value.remedy == f"the question without `{word}`"
+
+
+def test_a_denial_for_an_answer_is_refused():
+    with pytest.raises(DataError, match="its `nothing` would be denied once more"):
+        rewrite("What cures ALS?", "nothing")
+
+
+@pytest.mark.parametrize(
+    "question, negative",
+    [
+        ("Do patients with no symptoms relapse?", "Patients with no symptoms do not relapse."),
+        ("Do patients who never smoked relapse?", "Patients who never smoked do not relapse."),
+        ("Is a rarely used drug safe?", "A rarely used drug is not safe."),
+        ("Is it known whether no drug helps?", "It is not known whether no drug helps."),
+        ("Does NO synthase inhibition help?", "NO synthase inhibition does not help."),
+        ("Is it safe, yes or no?", "It is not safe."),
+        ("Are not all patients alike?", "Not all patients are alike."),
+    ],
+)
+def test_a_denial_that_only_describes_is_no_hindrance(question, negative):
+    assert rewrite(question).negative == negative
+
+
+def test_a_symbol_is_no_adverb():
+    assert english.is_adverb("no") and not english.is_adverb("NO")
+    with pytest.raises(DataError, match="where subject and predicate meet"):
+        rewrite("Does inhaled NO improve survival?")  # not `Inhaled does not NO improve survival`
+
+
+def test_adverbs_before_the_verb_of_a_wh_question_are_said():
+    both = rewrite("Which drug most often causes bleeding?", "salt")
+    assert both.affirmative == "Salt most often causes bleeding."
+    assert rewrite("Which of both causes gout?", "salt").affirmative == "Salt causes gout."
+    with pytest.raises(DataError, match="where the candidate answer belongs"):
+        rewrite("Which patients who smoked get cancer?", "men")  # not `Men smoked get cancer`
 
 
 def test_any_words_are_rewritten_or_refused():

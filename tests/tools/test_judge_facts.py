@@ -116,6 +116,46 @@ def test_what_cannot_be_judged_is_refused(refused, run, pubmedqa, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "flags, named",
+    [
+        (("--no-below", -1), "--no-below"),
+        (("--yes-above", 0), "--yes-above"),
+        (("--no-below", 0, "--yes-above", 1), "--no-below and --yes-above"),
+    ],
+)
+def test_cutoffs_are_refused_where_labels_give_them(
+    command, refused, run, pubmedqa, tmp_path, capsys, flags, named
+):
+    labelled = [{"question": text, "label": "yes", "id": text} for text in QUESTIONS]
+    for name, records in (("all", labelled), ("some", [*labelled, {"question": QUESTIONS[0]}])):
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    for source, file, what in (
+        ("--pubmedqa", pubmedqa, f"{named} with --pubmedqa"),
+        ("--questions", tmp_path / "all.jsonl", f"{named} with labelled --questions"),
+    ):
+        assert what in refused("judge_facts", "--load", run, source, file, *flags)
+    command("judge_facts", "--load", run, "--questions", tmp_path / "some.jsonl", *flags)
+    assert "25 of 25 questions rewritten" in capsys.readouterr().out
+
+
+def test_a_statement_too_long_is_refused_in_a_file_and_the_rest_is_judged(
+    command, run, tmp_path, capsys
+):
+    questions = [QUESTIONS[0], f"Is gout {'very ' * 90}bad?", QUESTIONS[1]]
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps({"question": text}) + "\n" for text in questions))
+    command("judge_facts", "--load", run, "--questions", path)
+    shown = capsys.readouterr().out
+    assert "2 of 3 questions rewritten" in shown and shown.count("  refused  ") == 1
+    assert "the model scores 1 to 63 at once" in shown
+    command("judge_facts", "--load", run, "--questions", path, "--json")
+    verdicts = json.loads(capsys.readouterr().out)["questions"]["verdicts"]
+    assert [one["margin"] is None for one in verdicts] == [False, True, False]
+    assert "the model scores 1 to 63 at once" in verdicts[1]["refused"]
+
+
+@pytest.mark.parametrize(
     "flags, message",
     [
         ((), "required"),
