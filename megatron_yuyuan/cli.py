@@ -159,6 +159,7 @@ def run_command(main: Callable[[], None]) -> None:
     0 done; 1 our own bug, with traceback; 2 something a person must change and 75 start it again, in
     three lines on stderr, printed once per job. `--debug` on the command line adds the traceback.
     """
+    _reopen_closed()
     try:
         _to_the_last_line(main)
     except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
@@ -176,6 +177,14 @@ def run_command(main: Callable[[], None]) -> None:
         if launcher.rank() == 0:
             print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # not by way of collectives that wait for ranks which are gone
+
+
+def _reopen_closed() -> None:
+    """Open what the shell has closed (`>&-`), to nowhere: Python has None in its place, and the next file
+    that is opened would get its number, and with it all that libraries print."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in order of numbers
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def _to_the_last_line(main: Callable[[], None]) -> None:

@@ -176,10 +176,12 @@ class Console(Sink):
                 f"lm loss PPL: {perplexity:.6E} |"
             )
         elif event == "skip":
-            first, last = values["samples"]
+            (first, last), old = values["samples"], values["loss_scale"]
+            new = values["next_loss_scale"]
             self._line(
                 f"warning: iteration {values['iteration']} skipped: {values['reason']}, loss "
                 f"{values['lm_loss']}, gradient norm {values['grad_norm']}, on samples {first} to {last}"
+                f"{f', loss scale {old:g} -> {new:g}' if new != old else ''}"
             )
         elif event == "rollback":
             (first, last), spike = values["left_out"], values["spike"]

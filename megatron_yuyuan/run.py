@@ -24,7 +24,7 @@ from megatron_yuyuan.digests import open_digests
 from megatron_yuyuan.errors import DamagedError
 from megatron_yuyuan.exit_report import exit_reported, stopped
 from megatron_yuyuan.goodput import Goodput, process_begun
-from megatron_yuyuan.introduction import introduce_plan, introduce_state
+from megatron_yuyuan.introduction import introduce_plan, introduce_state, resharded
 from megatron_yuyuan.kernels import Kernels
 from megatron_yuyuan.kernels.choice import choose
 from megatron_yuyuan.kernels.float8 import with_float8
@@ -178,6 +178,7 @@ def load_into(state: TrainState, origin: Origin, config: Config, log: Log) -> Or
     with_moments = not config.checkpoint.no_load_optim
     if origin.weights_only:
         state.begin_with(origin.load)
+        said = f"weights of {origin.path}"
         state.began_with = config.checkpoint.load
     else:
         origin = fill_or_fall_back(state, origin, config)
@@ -185,9 +186,10 @@ def load_into(state: TrainState, origin: Origin, config: Config, log: Log) -> Or
         steps = saved["optimizer_steps"] if with_moments else 0
         state.continue_after(saved["iteration"], saved["consumed_samples"], steps)
         state.recall(saved)
+        said = f"continuing {origin.path}{resharded(saved, state.mesh)}"
     for fault in origin.passed_over:
         log.line(f"warning: {fault}")
-    log.line(f"{'weights of' if origin.weights_only else 'continuing'} {origin.path}")
+    log.line(said)
     return origin
 
 

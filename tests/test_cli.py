@@ -195,6 +195,36 @@ def test_a_reader_who_left_is_told_nothing(repository, command):
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def closed(streams: str, *words: str) -> subprocess.CompletedProcess:
+    """A Python command, its streams closed as a shell's words say."""
+    shell = ["sh", "-c", f'exec "$0" "$@" {streams}', sys.executable, *words]
+    return subprocess.run(shell, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", SAYING.values(), ids=SAYING)
+def test_without_a_stdout_a_command_works_and_says_nothing(repository, command):
+    script, *words = command
+    ended = closed(">&-", str(repository / script), *words)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_errors_go_where_they_belong_whatever_is_closed(repository):
+    script = str(repository / "tools" / "check_data.py")
+    said, silent = closed(">&-", script, "nowhere"), closed("2>&-", script, "nowhere")
+    assert said.stderr.startswith("error: ") and said.stderr.count("\n") == 3
+    assert (silent.stdout, silent.stderr) == ("", "")
+    assert (said.returncode, silent.returncode) == (2, 2)
+
+
+def test_no_file_takes_the_number_of_a_closed_stream(tmp_path):
+    program = (
+        "import sys\n"
+        "from megatron_yuyuan.cli import run_command\n"
+        "run_command(lambda: sys.exit(open(sys.argv[1], 'w').fileno()))\n"
+    )
+    assert closed("<&- >&- 2>&-", "-c", program, str(tmp_path / "file")).returncode == 3
+
+
 def test_ctrl_c_is_no_traceback():
     program = (
         "from megatron_yuyuan.cli import run_command\n"

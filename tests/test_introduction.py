@@ -17,6 +17,7 @@ from megatron_yuyuan.introduction import (
     introduce_plan,
     introduce_state,
     predicted,
+    resharded,
 )
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.parallel.stages import StagePlan
@@ -45,6 +46,17 @@ def test_the_grid_has_every_rank_in_its_place():
         "layers 4-7, head       |   4  5 |   6  7",
     ]
     assert draw_grid(numbered(1, 1, 1), ["all"]) == ["    | data 0", "all |      0"]
+
+
+def test_a_checkpoint_of_another_layout_is_said_to_be_laid_out_anew():
+    saved = {"config": TINY.replace(pipeline_model_parallel_size=2).to_dict(), "ranks": 2}
+    sizes = {"pipeline": 1, "data": 2, "tensor": 4}
+    mesh = SimpleNamespace(size=sizes.get)
+    before, now = "pipeline 2 x data 1 x tensor 1", "pipeline 1 x data 2 x tensor 4"
+    assert resharded(saved, mesh) == f", resharded {before} -> {now}"
+    assert resharded({"config": saved["config"]}, mesh) == ""  # of before
+    sizes |= {"pipeline": 2, "data": 1, "tensor": 1}
+    assert resharded(saved, mesh) == ""
 
 
 def test_a_schedule_that_does_not_take_a_number_of_micro_batches_is_named():

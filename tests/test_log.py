@@ -185,7 +185,9 @@ def test_a_line_cut_by_a_kill_is_skipped_and_closed(tmp_path):
 
 
 SKIPPED = FIGURES | {"lm_loss": float("nan"), "reason": "not finite", "samples": [0, 7]}
+SKIPPED |= {"next_loss_scale": 1.0}
 OVERFLOW = FIGURES | {"grad_norm": float("inf"), "reason": "overflow", "samples": [8, 15]}
+OVERFLOW |= {"loss_scale": 65536.0, "next_loss_scale": 32768.0}
 
 
 def test_figures_that_are_not_finite_become_null(tmp_path):
@@ -204,7 +206,8 @@ def test_steps_passed_over_are_said_and_counted_once():
         "warning: iteration 7 skipped: not finite, loss nan, gradient norm 1.0, on"
     )
     assert overflow.startswith("warning: iteration 8 skipped: overflow, loss 0.3")
-    assert overflow.endswith("gradient norm inf, on samples 8 to 15")
+    assert overflow.endswith("gradient norm inf, on samples 8 to 15, loss scale 65536 -> 32768")
+    assert nan.endswith("on samples 0 to 7")
     assert "| number of skipped iterations:   2 | number of nan iterations:   1 |" in line
     assert "lm loss" not in line  # as in Megatron-LM: no step was taken
     steps = [("step", FIGURES | {"iteration": 9}), ("step", FIGURES | {"iteration": 10})]

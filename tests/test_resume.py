@@ -159,7 +159,12 @@ def test_a_run_in_portions_is_the_run_in_one(prepared, tmp_path):
 def test_another_layout_continues_with_the_same_losses(prepared, uninterrupted, tmp_path, flags):
     save = tmp_path / "run"
     load = ("--load", uninterrupted, "--ckpt-step", 4)
-    run(*train_flags(prepared, save, *load, *flags), ranks=2 if flags else 0)
+    ended = run(*train_flags(prepared, save, *load, *flags), ranks=2 if flags else 0)
+    tensor = 2 if flags else 1
+    assert (
+        f", resharded pipeline 2 x data 1 x tensor 2 -> pipeline 1 x data 1 x tensor {tensor}\n"
+        in ended.stdout
+    )
     steps = {s["iteration"]: s for s in read_metrics(save / "metrics.jsonl", "step")}
     expected = read_metrics(uninterrupted / "metrics.jsonl", "step")
     assert sorted(steps) == list(range(5, 13))

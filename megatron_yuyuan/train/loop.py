@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ from megatron_yuyuan.kernels.philox import name_key
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.pipeline import Pipeline
+from megatron_yuyuan.train.not_finite import first_gradient, first_output
 from megatron_yuyuan.train.optimizer import clip_coefficient, gradient_norm, sum_tied_gradients
 from megatron_yuyuan.train.schedule import batch_size, learning_rate, train_iterations
 from megatron_yuyuan.train.spikes import SPIKE, WINDOW, Remaining, is_spike, number_of
@@ -95,8 +97,8 @@ class Trainer:
         return scaled_loss / scale, scaled_norm / scale
 
     def step(self, dataset: Dataset) -> dict:
-        """Take one optimizer step, or pass over it; return its figures, with `reason` and `samples`
-        if it was passed over.
+        """Take one optimizer step, or pass over it; return its figures, with `reason`, `samples` and
+        `next_loss_scale` if it was passed over.
 
         A step is passed over if its loss or gradient is not finite, or, with skip_loss_spikes or
         rollback_iters, if its loss is a spike. Every rank decides alike, and none updates anything.
@@ -107,7 +109,7 @@ class Trainer:
         loss, norm = self.gradients(dataset)
         if _due(self.state.iteration + 1, self.config.training.verify_every):
             verify_step(self, dataset)
-        rate, reason = self._learning_rate(), self._reason_to_skip(loss, norm)
+        rate, reason = self._learning_rate(), self._reason_to_skip(loss, norm, dataset)
         first = self.state.consumed_samples
         fault_point("step.before_update")
         if not reason:
@@ -129,7 +131,11 @@ class Trainer:
             "seconds": seconds,
             **self.throughput.figures(self.batch_size, seconds, self.state),
         }
-        passed_over = {"reason": reason, "samples": self._samples(first)}
+        passed_over = {
+            "reason": reason,
+            "samples": self._samples(first),
+            "next_loss_scale": self.state.loss_scale.scale,
+        }
         return figures | passed_over if reason else figures
 
     def _samples(self, first: int) -> list[int]:
@@ -148,7 +154,7 @@ class Trainer:
             return learning_rate(position, training.train_samples, optimizer)
         return learning_rate(self.state.iteration + 1, training.train_iters, optimizer)
 
-    def _reason_to_skip(self, loss: float, norm: float) -> str:
+    def _reason_to_skip(self, loss: float, norm: float, dataset: Dataset) -> str:
         """Why no update may be made with this gradient; empty if it may. Counts and remembers.
 
         A loss that is not finite is no overflow: the forward does not know the scale, and no smaller
@@ -156,11 +162,11 @@ class Trainer:
         """
         state = self.state
         if not math.isfinite(loss):
-            return self._not_finite(loss, norm)
+            return self._not_finite(loss, norm, dataset)
         overflow, can_fall = not math.isfinite(norm), state.loss_scale.can_fall
         state.loss_scale.update(overflow)
         if overflow:
-            return "overflow" if can_fall else self._not_finite(loss, norm)
+            return "overflow" if can_fall else self._not_finite(loss, norm, dataset)
         training = self.config.training
         if not (training.skip_loss_spikes or training.rollback_iters):
             return ""
@@ -168,15 +174,18 @@ class Trainer:
         state.recent_losses = [*state.recent_losses, loss][-WINDOW:]
         return SPIKE if spike else ""
 
-    def _not_finite(self, loss: float, norm: float) -> str:
-        """Pass over a step that nothing can mend, or raise DataError if too many were."""
+    def _not_finite(self, loss: float, norm: float, dataset: Dataset) -> str:
+        """Pass over a step that nothing can mend, or raise DataError if too many were, naming where it
+        began."""
         state, training = self.state, self.config.training
         if state.skipped_iterations >= training.max_skipped_iterations:
             first, last = self._samples(state.consumed_samples)
             scale = f" at loss scale {state.loss_scale.scale:g}" if training.fp16 else ""
+            stages, again = self.pipeline.models, partial(self.gradients, dataset)
+            where = first_gradient(stages) if math.isfinite(loss) else first_output(stages, again)
             raise DataError(
                 f"iteration {state.iteration + 1}: loss {loss}, gradient norm {norm}{scale}, on samples "
-                f"{first} to {last}",
+                f"{first} to {last}, {where}",
                 "an update with them would destroy the weights; none was made on any rank",
                 f"{'--bf16 in place of --fp16, ' if training.fp16 else ''}a lower --lr, a longer "
                 f"warm-up, --max-skipped-iterations {state.skipped_iterations + 1}, or look at these "

@@ -8,6 +8,7 @@ import os
 import platform
 import struct
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,3 +126,11 @@ def absent(beats: list[dict], waiting: int) -> dict | None:
         if beat.get("waits") is False and elsewhere:
             return beat
     return None
+
+
+def astray(beats: list[dict]) -> list[dict]:
+    """The ranks that stand elsewhere than more than half of those that stand still; none where no half is in
+    one place, as in a pipeline."""
+    still = [beat for beat in beats if "stack" in beat]
+    [(place, ranks)] = Counter(beat["stack"] for beat in still).most_common(1) or [("", 0)]
+    return [beat for beat in still if beat["stack"] != place and 2 * ranks > len(still)]

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from megatron_yuyuan.errors import LostError, ShortOfMemoryError, YuyuanError
 from megatron_yuyuan.watch import verdict
 from megatron_yuyuan.watch.exit_file import claim_exit, read_exit, resume_from
-from megatron_yuyuan.watch.heartbeat import BEAT, Watched, absent, read_heartbeats
+from megatron_yuyuan.watch.heartbeat import BEAT, Watched, absent, astray, read_heartbeats
 from megatron_yuyuan.watch.lease import is_free
 
 BROKEN = ("Connection closed by peer", "Connection reset", "Broken pipe", "Connection refused",
@@ -64,6 +64,8 @@ def _lost(own: Watched, late: bool) -> YuyuanError:
         return _claim(own, verdict.did_not_come(own.rank, missing, saved), missing)
     if silent := _silent(own, beats):
         return _claim(own, verdict.hosts_gone(silent, saved), silent[0])
+    if late and (odd := astray(beats)):
+        return _claim(own, verdict.went_astray(own.rank, beats, odd, saved), odd[0])
     error = verdict.unknown(own.rank, own.heartbeat.read(), beats, late, saved)
     return _claim(own, error, {})
 

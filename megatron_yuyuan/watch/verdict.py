@@ -43,6 +43,17 @@ def name_of(number: int) -> str:
     return signal.Signals(number).name if number in list(signal.Signals) else f"SIG{number}"
 
 
+def not_awaited(
+    rank: Rank, asked: str, seconds: float, beat: Beat, checkpoint: str | None
+) -> LostError:
+    """Of a rank that was killed so long after a signal had asked it to stop."""
+    return LostError(
+        f"{rank} was killed {beat.place}, {seconds:.0f} s after {asked}",
+        f"whoever sent {asked} did not wait for its save, and an unfinished one does not count",
+        f"{again(checkpoint)}; next time a signal that comes earlier (SLURM: --signal=USR1@SECONDS)",
+    )
+
+
 def launcher_died(rank: Rank, launcher: int, beat: Beat, checkpoint: str | None) -> LostError:
     """Of a rank that the kernel killed because torchrun had died."""
     return LostError(
@@ -59,6 +70,19 @@ def did_not_come(waiting: Rank, absent: dict, checkpoint: str | None) -> LostErr
         f"{name} did not come: rank {waiting.rank} waited for it {absent['place']}",
         f"for {absent['idle_seconds']:.0f} s it has been here: {absent['stack']}",
         f"{again(checkpoint)}; if it was only slow, a longer --distributed-timeout-minutes",
+    )
+
+
+def went_astray(
+    waiting: Rank, beats: list[dict], odd: list[dict], checkpoint: str | None
+) -> LostError:
+    """Of ranks that wait in another collective than most. beats: the heartbeat files there are; odd: theirs."""
+    names = ", ".join(f"rank {b['rank']} ({b['host']}, pid {b['pid']})" for b in odd)
+    usual = next(b["stack"] for b in beats if "stack" in b and b not in odd)
+    return LostError(
+        f"{names} waited elsewhere than the other ranks {odd[0]['place']}: rank {waiting.rank} waited in vain",
+        f"rank {odd[0]['rank']}: {odd[0]['stack']}; most ranks: {usual}",
+        again(checkpoint),
     )
 
 
@@ -81,7 +105,8 @@ def unknown(
     places = "; ".join(f"rank {b['rank']}: {b.get('stack', b['place'])}" for b in beats)
     return LostError(
         f"rank {rank.rank} ({rank.host}) {what} {beat.place}",
-        places or "without --save no heartbeats are kept that could name it",
+        places
+        or "without --save no heartbeats are kept that could name it, nor before the first step",
         again(checkpoint),
     )
 

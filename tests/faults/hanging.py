@@ -5,6 +5,7 @@ other size  rank 1 exchanges another number of elements than rank 0 in its third
 other kind  it waits at a barrier there, while rank 0 sums
 memory      there is no memory for its third step
 other lr    rank 1 was given another learning rate
+no room     nothing can be written to stdout
 none        nothing happens but what the flags say
 """
 
@@ -45,6 +46,8 @@ if __name__ == "__main__":
         os.environ["WORLD_SIZE"] = str(int(os.environ["WORLD_SIZE"]) + 1)
     elif how == "other lr":
         flags += ["--lr", f"0.{os.environ['RANK']}1"]
+    elif how == "no room":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), sys.stdout.fileno())
     elif how != "none" and os.environ["RANK"] == "1":
         go_astray(how)
     sys.argv = [str(ROOT / "pretrain_gpt.py"), *flags]

@@ -58,6 +58,18 @@ def test_ranks_in_different_collectives_are_both_shown(prepared, tmp_path):
     assert second.startswith("barrier (") and " < step (train/loop.py:" in second
 
 
+def test_of_three_ranks_the_one_in_another_collective_is_named(prepared, tmp_path):
+    more = ("--global-batch-size", 6, "--micro-batch-size", 2)
+    job, report = ended("other kind", prepared, tmp_path / "run", *more, ranks=3)
+    # -9: who waits on after the first has spoken is ended
+    assert set(job.statuses) <= {75, -9}, job.said
+    assert job.said.count("waited elsewhere than the other ranks in step 3: rank ") == 1
+    assert (report["class"], report["status"], report["rank"]) == ("rank_lost", 75, 1)
+    first, second = report["why"].split("; most ranks: ")
+    assert first.startswith("rank 1: barrier (") and " < step (train/loop.py:" in first
+    assert second.startswith("all_reduce (") and " < agreed (train/stopping.py:" in second
+
+
 def test_a_rank_without_memory_is_named_with_what_it_holds_and_flags_that_need_less(
     prepared, tmp_path
 ):
@@ -71,6 +83,18 @@ def test_a_rank_without_memory_is_named_with_what_it_holds_and_flags_that_need_l
     assert "\n  try: --micro-batch-size 4, or --micro-batch-size 2, or --" in job.said
     assert (report["class"], report["status"], report["rank"]) == ("memory", 2, 1)
     assert job.said.count("Traceback") == 0
+
+
+def test_ranks_without_room_for_their_output_end_with_that_and_not_with_each_other(
+    prepared, tmp_path
+):
+    save = tmp_path / "run"
+    save.mkdir()
+    job, report = ended("no room", prepared, save)
+    assert job.statuses == (2, 2), job.said
+    assert "lost the connection" not in job.said
+    assert (report["class"], report["status"], report["rank"]) == ("space", 2, 0)
+    assert report["cause"] == "cannot write the output: No space left on device"
 
 
 def test_ranks_with_different_settings_are_refused_before_anything_is_computed(prepared, tmp_path):

@@ -209,6 +209,7 @@ def test_an_overflow_is_passed_over_alike_on_every_rank(ranks, layout):
     taken, kept, history = ranks.run(layout.ranks, overflowing, config, [0, 1, 2])
     assert [step.get("reason") for step in taken] == ["overflow"] * 3 + [None] * 3
     assert [step["loss_scale"] for step in taken] == [64, 64, 32, 16, 16, 32]
+    assert [step.get("next_loss_scale") for step in taken] == [64, 32, 16, None, None, None]
     assert kept == [True] * 3 + [False] * 3
     assert taken[2]["samples"] == [16, 23]
     assert (history["skipped_iterations"], history["loss_scale"]["overflows"]) == (0, 3)

@@ -9,7 +9,14 @@ import torch.distributed as dist
 
 from megatron_yuyuan.errors import ConfigError, DataError, LostError
 from megatron_yuyuan.watch import lease, lost
-from megatron_yuyuan.watch.heartbeat import Rank, Watched, absent, heartbeat_path, read_heartbeats
+from megatron_yuyuan.watch.heartbeat import (
+    Rank,
+    Watched,
+    absent,
+    astray,
+    heartbeat_path,
+    read_heartbeats,
+)
 from megatron_yuyuan.watch.lost import losses_named
 
 CLOSED = "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:5"
@@ -115,6 +122,29 @@ def test_on_cuda_the_rank_elsewhere_is_the_one_that_is_awaited(tmp_path, places,
     assert (late and late["rank"]) == found
 
 
+SUM, BARRIER = "all_reduce (d.py:9) < agreed (s.py:5)", "barrier (d.py:3) < step (loop.py:7)"
+
+
+def test_a_rank_in_another_collective_than_most_is_named(tmp_path):
+    for rank, place in enumerate((SUM, SUM, BARRIER)):
+        heartbeat(tmp_path, rank, waits=True, stack=place)
+    error = loss(survivor(tmp_path), TIMED_OUT)
+    assert error.what == (
+        "rank 2 (node1, pid 72) waited elsewhere than the other ranks in step 51: rank 0 waited in vain"
+    )
+    assert error.why == f"rank 2: {BARRIER}; most ranks: {SUM}"
+    report = json.loads((tmp_path / "exit.json").read_text())
+    assert (report["rank"], report["pid"], report["status"]) == (2, 72, 75)
+
+
+@pytest.mark.parametrize("places", [(SUM, BARRIER), (SUM, SUM, BARRIER, "recv"), (SUM, SUM), ()])
+def test_without_a_majority_nobody_went_astray(tmp_path, places):
+    for rank, place in enumerate(places):
+        heartbeat(tmp_path, rank, waits=True, stack=place)
+    heartbeat(tmp_path, len(places))  # it moves
+    assert astray(read_heartbeats(str(tmp_path), 8)) == []
+
+
 def test_a_host_whose_heartbeats_stop_is_gone(tmp_path):
     for rank, host in enumerate(("node1", "node2", "node2")):
         heartbeat(tmp_path, rank, host)
@@ -138,7 +168,7 @@ def test_without_a_directory_nobody_can_be_named():
     for text, what in ((CLOSED, "lost the connection to"), (TIMED_OUT, "waited in vain for")):
         error = loss(survivor(), text)
         assert error.what == f"rank 0 (node1) {what} another rank in step 51"
-        assert "without --save no heartbeats are kept" in error.why
+        assert "without --save no heartbeats are kept that could name it, nor before" in error.why
     assert time.monotonic() - begun < 60
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,11 @@ def wait_for_a_signal(own):
         time.sleep(0.01)
     print(own.signals.asked(), flush=True)
 
+def save_slowly(own):
+    own.heartbeat.beat("save", 42)
+    wait_for_a_signal(own)
+    hang()
+
 def main():
     witness.GRACE = 0.2
     with watched(sys.argv[1], float(sys.argv[2])) as own:
@@ -48,6 +54,8 @@ def main():
             return
         if sys.argv[3] == "stop":
             return wait_for_a_signal(own)
+        if sys.argv[3] == "save":
+            save_slowly(own)
         ACTIONS[sys.argv[3]]()
 
 assert "torch" not in sys.modules
@@ -158,6 +166,23 @@ def test_a_signal_that_comes_before_torch_does_not_end_the_rank(tmp_path, number
     process.send_signal(number)
     said, complaints = process.communicate(timeout=60)
     assert (said, complaints, process.returncode) == (f"{number.name}\n", "", 0)
+
+
+def test_a_rank_that_is_killed_in_the_save_it_was_asked_for_is_named_with_that_signal(tmp_path):
+    (tmp_path / "iter_0000040").mkdir()
+    (tmp_path / "iter_0000040" / "manifest.json").touch()
+    process = rank(tmp_path, "save")
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "SIGTERM\n"
+    process.kill()
+    report = appeared(tmp_path / "exit.json")
+    assert (report["class"], report["status"], report["signal"]) == ("rank_lost", 75, "SIGKILL")
+    place = f"pid {process.pid}\\) was killed while it saved step 42, \\d+ s after SIGTERM"
+    assert re.search(place, report["cause"])
+    assert report["why"].startswith("whoever sent SIGTERM did not wait for its save")
+    assert report["resume_from"] == str(tmp_path / "iter_0000040")
+    assert f"goes on from {tmp_path}/iter_0000040; next time a signal" in process.stderr.read()
+    process.wait()
 
 
 def test_a_loss_is_said_where_it_cannot_be_written(tmp_path):
