@@ -204,7 +204,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(args)
     if options.limit < 0:
         parser.error("--limit is a number of questions, 0 for all")
-    if (options.no_below or 0) > (options.yes_above or 0):
+    if not (options.no_below or 0) <= (options.yes_above or 0):  # NaN is neither
         parser.error("--no-below is at most --yes-above; between them the verdict is unsure")
     if options.question is not None and options.limit:
         parser.error("--limit is of a file of questions")
