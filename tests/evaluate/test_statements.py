@@ -70,9 +70,9 @@ def test_of_the_held_out_questions_95_percent_are_exact():
     assert sum(right(row, one_word_subject(row)) for row in rows) / len(rows) < 0.5
 
 
-def judged_by_hand() -> list[dict[str, str]]:
+def judged_by_hand(name: str = "judged_statements.jsonl") -> list[dict[str, str]]:
     """The ids and verdicts; the questions stay with the data sets they belong to."""
-    lines = (HERE / "judged_statements.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (HERE / name).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -138,6 +138,21 @@ def test_what_was_judged_right_is_still_said(real_data):
         found = said({"question": questions[row["set"]][row["id"]], "answer": ""})
         same = digest(*found) == row["statements_sha256"]
         assert same == (row["verdict"] == "right"), found
+
+
+def test_another_two_hundred_are_the_draw_of_seed_10(real_data):
+    """Of all questions of both sets, until 200 were rewritten; the statements are those that were read."""
+    rows, questions = judged_by_hand("judged_again.jsonl"), questions_of(real_data)
+    asked = sorted((name, one) for name, ids in questions.items() for one in ids)
+    drawn = random.Random(10).sample(asked, len(asked))[: len(rows)]
+    assert [(row["set"], row["id"]) for row in rows] == drawn
+    assert Counter(row["verdict"] for row in rows) == {"right": 199, "wrong": 1, "refused": 9}
+    for row in rows:
+        found = said({"question": questions[row["set"]][row["id"]], "answer": ""})
+        if row["verdict"] == "refused":
+            assert found == REFUSED
+        else:
+            assert digest(*found) == row["statements_sha256"], found
 
 
 def test_a_scorer_chooses_among_readings():
