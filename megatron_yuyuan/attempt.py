@@ -17,7 +17,7 @@ from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.train.stopping import Stopping
 from megatron_yuyuan.watch import lease
 from megatron_yuyuan.watch.exit_file import claim_exit, forget_before, read_exit
-from megatron_yuyuan.watch.heartbeat import Rank, Watched
+from megatron_yuyuan.watch.heartbeat import Watched
 from megatron_yuyuan.watch.lost import losses_named
 from megatron_yuyuan.watch.verdict import report_of
 
@@ -59,11 +59,8 @@ def joined(
                 forget_before(save)
             with lease.meeting_counted(Path(save)) if save and leads else nullcontext():
                 mesh_module.join(config.parallel, stopping.asked)
-            with _held(
-                config, watched.rank, reached
-            ):  # another job's checkpoints may differ by rank
+            with _held(config, watched, reached):  # first: another job's checkpoints differ by rank
                 mesh = mesh_module.start(config.parallel, alike)
-                watched.heartbeat.beat("load", 0)
                 fault_point("start.joined")
                 yield mesh
         finally:
@@ -71,15 +68,16 @@ def joined(
 
 
 @contextmanager
-def _held(config: Config, rank: Rank, reached: int) -> Iterator[None]:
-    """Hold the lease of SAVE on rank 0; every rank waits until it is taken, or raises why not. Whatever
-    report is there now is that of an earlier start: of this one every rank has come."""
-    save = config.checkpoint.save
+def _held(config: Config, watched: Watched, reached: int) -> Iterator[None]:
+    """Hold the lease of SAVE on rank 0; every rank waits until it is taken, or raises why not, and may report
+    there from then on. Whatever report is there now is that of an earlier start: of this one every rank has
+    come."""
+    save, rank = config.checkpoint.save, watched.rank
     held: list[AbstractContextManager] = []
 
-    def take() -> None:
+    def take() -> str:
         if not save:
-            return
+            return save
         require_place(Path(save), needed=0)
         newest = find_checkpoint(save)
         saved = iteration_of(newest) if newest else 0
@@ -89,7 +87,9 @@ def _held(config: Config, rank: Rank, reached: int) -> Iterator[None]:
             claim_exit(save, report_of(error, save, reached, asdict(rank)))
             raise
         forget_exit(config.checkpoint)
+        return save
 
-    Ranks().on_first(take)  # of every rank: whether all have the same --save is not compared yet
+    if Ranks().on_first(take) == save:  # whether all have the same --save is compared next
+        watched.heartbeat.beat("load", 0)
     with held[0] if held else nullcontext():
         yield

@@ -107,7 +107,9 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
         introduce_example(training_set, tokenizer, log)
         state = build_state(config, mesh, kernels_of(config, mesh, log))
         state.data = data
-        if origin is not None:
+        if origin is None:
+            state.began_with = ""
+        else:
             origin = load_into(state, origin, config, log)
         saver = build_saver(config, state, tokenizer, origin.path if origin else None, log)
         saver.require_place()

@@ -112,3 +112,15 @@ def test_what_is_refused_is_not_reported_to_another_job_or_without_a_directory(t
         with pytest.raises(DataError), attempt.refusal_reported(Watched(Rank(0, 1, ""), save)):
             raise DataError("a", "b", "c")
     assert os.listdir(tmp_path) == ["lease.json"]
+
+
+def test_a_rank_may_report_from_the_moment_the_lease_is_held(tmp_path, monkeypatch):
+    """Not only when the mesh is laid, which is where a network fails first."""
+    owned, watched = [], Watched(Rank(0, 1, ""), str(tmp_path))
+    monkeypatch.setattr(attempt.mesh_module, "join", lambda *_: None)
+    monkeypatch.setattr(
+        attempt.mesh_module, "start", lambda *_: owned.append(watched.heartbeat.read().owns)
+    )
+    config = Config().replace(save=str(tmp_path))
+    with attempt.joined(config, Stopping(config.training), watched, {}):
+        assert owned == [True]

@@ -33,6 +33,8 @@ DENYING = frozenset(
     "cannot".split()
 )
 """To deny what these deny already says something twisted: `no drug does not help`."""
+SELDOM = frozenset("never rarely seldom hardly scarcely barely".split())
+"""Of these, adverbs: behind a preposition they belong to a noun (`in never smokers`)."""
 LIMITING = frozenset("only just merely solely simply".split())
 """`not only` adds where `not` denies."""
 NOT_BEFORE = frozenset("all every many only everyone everybody everything".split())
@@ -95,8 +97,9 @@ def denial(words: list[str], denying: frozenset[str] = DENYING) -> str:
     """The word by which a phrase denies or restricts what it says; ``: there is none.
 
     Not one that only describes a noun: `patients with no symptoms`, `a rarely used drug`, `those who
-    never smoked`; nor NO, a gas.
+    never smoked`; nor NO, a gas, unless all is in capitals.
     """
+    capitals = len(words) > 1 and all(map(str.isupper, words))
     for place, word in enumerate(words):
         name, before = bare(word).replace("’", "'"), bare(words[place - 1]) if place else ""
         if name in lexicon.RELATIVES:
@@ -105,8 +108,9 @@ def denial(words: list[str], denying: frozenset[str] = DENYING) -> str:
             return f"not {name}"
         if name.endswith("n't") or (name == "not" and is_adverb(before)):
             return name
-        describes = before in lexicon.DETERMINERS or (place > 1 and is_preposition(before))
-        if name in denying and not describes and not word.isupper():
+        behind = before == "with" or (name in SELDOM and is_preposition(before))
+        describes = before in lexicon.DETERMINERS or (place > 1 and behind)
+        if name in denying and not describes and (capitals or not word.isupper()):
             return name
     return ""
 
@@ -114,7 +118,9 @@ def denial(words: list[str], denying: frozenset[str] = DENYING) -> str:
 def denied_twice(question: str, word: str) -> DataError:
     """The error for what a `word` denies or restricts already."""
     return refusal(
-        question, f"its `{word}` would be denied once more", f"the question without `{word}`"
+        question,
+        f"its `{word}` would be denied once more",
+        f"a question and an answer without `{word}`",
     )
 
 

@@ -13,10 +13,11 @@ from megatron_yuyuan.parallel.gathering import gathered
 
 Place = tuple[int, int, str]
 """Number of a stage, number of a part in it, the part's name: they sort as the forward passes them."""
+TIED = "wte.weight"
 
 
 def first_output(stages: Mapping[int, nn.Module], compute: Callable[[], object]) -> str:
-    """`first in the output of h.1.mlp.c_fc on rank 1 (node7)`: of the modules whose output is not finite the
+    """`first in the output of h.1.mlp.c_fc, on rank 1 (node7)`: of the modules whose output is not finite the
     one that the forward passes first. A LayerNorm inside of a block shows in the module after it.
 
     stages: this rank's, by their numbers. compute: takes the forward of the same step once more.
@@ -38,19 +39,21 @@ def first_output(stages: Mapping[int, nn.Module], compute: Callable[[], object])
     finally:
         for hook in hooks:
             hook.remove()
-    return _named("output", seen, min)
+    return _named("output", "on", seen, min)
 
 
 def first_gradient(stages: Mapping[int, nn.Module]) -> str:
-    """The same of the gradients that lie in the parameters: the backward goes from the end to the front, so it
-    is the last of the model that is named. After the sum over data ranks, all of these may hold it."""
+    """`first in the gradient of h.3.mlp.c_fc.weight, held by rank 0 (node7)`: the backward goes from the end to
+    the front, so it is the last of the model that is named. Who holds it need not be the data rank that made
+    it: their gradients are summed. The embedding is the last that the backward reaches, its tied copy too.
+    """
     places = [
-        (stage, number, name)
+        (0 if name == TIED else stage, number, name)
         for stage, model in stages.items()
         for number, (name, parameter) in enumerate(model.named_parameters())
         if parameter.grad is not None and not _is_finite(_norms(parameter))
     ]
-    return _named("gradient", places, max)
+    return _named("gradient", "held by", places, max)
 
 
 def _is_finite(x: Tensor) -> bool:
@@ -62,13 +65,13 @@ def _norms(parameter: Tensor) -> Tensor:
     return torch.linalg.vector_norm(local_gradient(parameter), dim=-1)
 
 
-def _named(what: str, mine: list[Place], first: Callable[[list[Place]], Place]) -> str:
+def _named(what: str, by: str, mine: list[Place], first: Callable[[list[Place]], Place]) -> str:
     """The first place of all ranks, and who has it. A collective."""
     everyone = gathered((platform.node(), first(mine) if mine else None))
     places = [place for _, place in everyone if place]
     if not places:
-        return f"in no {what} when the step was computed again"
+        return f"in no {what} that could be found"
     (_, _, name) = place = first(places)
     (rank, host), *others = [(r, h) for r, (h, found) in enumerate(everyone) if found == place]
     more = f" and on {len(others)} more" if others else ""
-    return f"first in the {what} of {name} on rank {rank} ({host}){more}"
+    return f"first in the {what} of {name}, {by} rank {rank} ({host}){more}"

@@ -44,8 +44,8 @@ class TrainState:
     """Samples that led to loss spikes: consumed_samples counts without them."""
     rollbacks: int = 0
     """Times that the run was taken back for that."""
-    began_with: str = ""
-    """--load that the first weights came from; empty if they were drawn."""
+    began_with: str | None = None
+    """--load that the first weights came from, empty if they were drawn; None if nobody knows."""
     data: list[str] = field(default_factory=list)
     """Fingerprint of every shard that the run learns from, in their order."""
     evaluation_due: bool = False

@@ -22,7 +22,8 @@ def validate(config: Config, world_size: int) -> None:
         problems += [*layout_problems(config, world_size), *_retention(config)]
         problems += [*rollback_problems(config)]
     problems += [*_attention(config), *_length(config), *_learning_rate(config)]
-    problems += [*_optimizer(config), *_logging(config, world_size), *_without_effect(config)]
+    problems += [*_optimizer(config), *_logging(config, world_size), *_without_gpu(config)]
+    problems += [*_without_effect(config)]
     if problems:
         raise ConfigErrors(problems)
 
@@ -300,6 +301,25 @@ def _precision(config: Config) -> Problems:
             f"min_loss_scale={t.min_loss_scale} is above initial_loss_scale={t.initial_loss_scale}",
             "the scale never falls below min_loss_scale",
             f"--min-loss-scale {t.initial_loss_scale}",
+        )
+
+
+def _without_gpu(config: Config) -> Problems:
+    """What the CPU has not."""
+    p = config.parallel
+    if p.device != "cpu":
+        return
+    if p.kernels in ("cuda", "apex"):
+        yield ConfigError(
+            f"kernels={p.kernels} with device=cpu",
+            "they run on a GPU alone",
+            "--kernels auto, or --device cuda",
+        )
+    if p.distributed_backend == "nccl":
+        yield ConfigError(
+            "distributed_backend=nccl on the CPU",
+            "nccl carries CUDA tensors only",
+            "gloo, or leave it out",
         )
 
 

@@ -13,7 +13,6 @@ def layout_problems(config: Config, world_size: int) -> Problems:
     """The model over the ranks, and what its backward computes again."""
     yield from _recomputation(config)
     yield from _attention_dropout(config)
-    yield from _without_gpu(config)
     m, p = config.model, config.parallel
     tensor, pipeline = p.tensor_model_parallel_size, p.pipeline_model_parallel_size
     shares = {
@@ -165,25 +164,6 @@ def _attention_dropout(config: Config) -> Problems:
             f"attention_dropout_rng=torch with recompute_granularity={recomputed}",
             "the backward would compute with other masks than the forward",
             "--attention-dropout-rng counter, or --recompute-granularity none",
-        )
-
-
-def _without_gpu(config: Config) -> Problems:
-    """What the CPU has not."""
-    p = config.parallel
-    if p.device != "cpu":
-        return
-    if p.kernels in ("cuda", "apex"):
-        yield ConfigError(
-            f"kernels={p.kernels} with device=cpu",
-            "they run on a GPU alone",
-            "--kernels auto, or --device cuda",
-        )
-    if p.distributed_backend == "nccl":
-        yield ConfigError(
-            "distributed_backend=nccl on the CPU",
-            "nccl carries CUDA tensors only",
-            "gloo, or leave it out",
         )
 
 

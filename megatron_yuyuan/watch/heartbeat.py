@@ -130,7 +130,7 @@ def absent(beats: list[dict], waiting: int) -> dict | None:
 
 def astray(beats: list[dict]) -> list[dict]:
     """The ranks that stand elsewhere than more than half of those that stand still; none where no half is in
-    one place, as in a pipeline."""
+    one place. Several are no proof: in a long pipeline most stages wait for the one before."""
     still = [beat for beat in beats if "stack" in beat]
     [(place, ranks)] = Counter(beat["stack"] for beat in still).most_common(1) or [("", 0)]
     return [beat for beat in still if beat["stack"] != place and 2 * ranks > len(still)]

@@ -65,7 +65,9 @@ def _lost(own: Watched, late: bool) -> YuyuanError:
     if silent := _silent(own, beats):
         return _claim(own, verdict.hosts_gone(silent, saved), silent[0])
     if late and (odd := astray(beats)):
-        return _claim(own, verdict.went_astray(own.rank, beats, odd, saved), odd[0])
+        return _claim(
+            own, verdict.went_astray(own.rank, beats, odd, saved), odd[0] if len(odd) == 1 else {}
+        )
     error = verdict.unknown(own.rank, own.heartbeat.read(), beats, late, saved)
     return _claim(own, error, {})
 

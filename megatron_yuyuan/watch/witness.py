@@ -192,7 +192,7 @@ class Witness:
             return verdict.launcher_died(self._rank, self._launcher.pid, beat, saved)
         if late:
             return verdict.did_not_come(self._rank, late, saved)
-        signals = self._own.signals
+        signals = self._own.signals if self._save else None
         if status == -signal.SIGKILL and signals and (asked := signals.asked()):
             return verdict.not_awaited(self._rank, asked, signals.waited(), beat, saved)
         stack = in_one_line(self._stacks.left()) if status in FAULTS else ""

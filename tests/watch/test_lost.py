@@ -145,6 +145,17 @@ def test_without_a_majority_nobody_went_astray(tmp_path, places):
     assert astray(read_heartbeats(str(tmp_path), 8)) == []
 
 
+def test_of_several_that_went_astray_none_is_the_culprit(tmp_path):
+    """In a long pipeline most stages wait for the one before."""
+    for rank, place in enumerate((BARRIER, "send", SUM, SUM, SUM)):
+        heartbeat(tmp_path, rank, waits=True, stack=place)
+    own = Watched(Rank(0, 5, "4711", "node1"), str(tmp_path))
+    own.heartbeat.beat("step", 50)
+    error = loss(own, TIMED_OUT)
+    assert "rank 0 (node1, pid 70), rank 1 (node1, pid 71) waited elsewhere" in error.what
+    assert json.loads((tmp_path / "exit.json").read_text())["rank"] is None
+
+
 def test_a_host_whose_heartbeats_stop_is_gone(tmp_path):
     for rank, host in enumerate(("node1", "node2", "node2")):
         heartbeat(tmp_path, rank, host)

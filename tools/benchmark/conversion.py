@@ -2,7 +2,7 @@
 
     python tools/benchmark/conversion.py [--layers 48] [--hidden-size 1600] [--folder DIR]
 
-The model is random, in float32; the folder needs four times its size. Every conversion is a process of
+The model is random, in float32; the folder needs five times its size. Every conversion is a process of
 its own, which compares the logits of both sides before it ends. Its peak is the resident memory of the
 largest of its processes, the one that compares included. Beside it stands 1.2 times the largest file of the
 foreign side, and a layer.
