@@ -82,7 +82,11 @@ def test_every_evaluation_continues_the_same_prompts(alone):
 LAYOUTS = [
     (Layout(1, 1, 2, True), {}),
     (Layout(2, 1, 1), {"pipeline_schedule": "ZBVZeroBubble"}),
-    (Layout(1, 2, 1), {"data_parallel_sharding_strategy": "optim_grads_params"}),
+    pytest.param(
+        Layout(1, 2, 1),
+        {"data_parallel_sharding_strategy": "optim_grads_params"},
+        marks=pytest.mark.slow,
+    ),
 ]
 
 

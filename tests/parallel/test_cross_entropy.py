@@ -23,9 +23,14 @@ LAYOUTS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def alone(ranks):
+    return ranks.run(1, five_steps, TINY)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_chunks_change_no_loss_and_no_gradient(ranks, layout):
-    expected_gradients, expected = ranks.run(1, five_steps, TINY)
+def test_chunks_change_no_loss_and_no_gradient(ranks, alone, layout):
+    expected_gradients, expected = alone
     gradients, figures = ranks.run(layout.ranks, in_chunks, layout.of(TINY), 5)
     difference, name = largest_difference(gradients, expected_gradients)
     assert difference <= 1e-5, name

@@ -165,7 +165,10 @@ def saved_and_continued(config, directory: str) -> dict[str, list[float]]:
     return losses
 
 
-@pytest.mark.parametrize("saved", STRATEGIES)
+@pytest.mark.parametrize(
+    "saved",
+    ["no_shard", *(pytest.param(strategy, marks=pytest.mark.slow) for strategy in STRATEGIES[1:])],
+)
 def test_a_checkpoint_of_one_strategy_continues_under_another(ranks, tmp_path, saved):
     config = Layout(data=2).of(DROPOUT).replace(data_parallel_sharding_strategy=saved)
     losses = ranks.run(2, saved_and_continued, config, str(tmp_path))

@@ -27,7 +27,7 @@ def compare(found, expected) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("micro", [8, 4, 1])
+@pytest.mark.parametrize("micro", [8, pytest.param(4, marks=pytest.mark.slow), 1])
 def test_any_number_of_micro_batches(ranks, alone, schedule, micro):
     config = TINY.replace(
         pipeline_model_parallel_size=2, pipeline_schedule=schedule, micro_batch_size=micro

@@ -20,7 +20,7 @@ CASES = {
     "pp2dp2tp1-block-briefly": (Layout(2, 2), BLOCK | BRIEFLY),
     "pp2dp1tp2-uniform": (Layout(2, 1, 2), UNIFORM),
 }
-LONGER = ("pp1dp2tp2sp-selective", "pp2dp1tp2-uniform")
+LONGER = ("pp1dp2tp2sp-selective", "pp1dp2tp2sp-uniform-briefly", "pp2dp1tp2-uniform")
 """Run by make test-all."""
 
 
