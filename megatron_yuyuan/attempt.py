@@ -63,8 +63,10 @@ def joined(
                 mesh = mesh_module.start(config.parallel, alike)
                 fault_point("start.joined")
                 yield mesh
-        finally:
-            mesh_module.stop()
+        except BaseException:
+            mesh_module.abandon()
+            raise
+        mesh_module.stop()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.planner.clusters import RESERVED_GIB
 from megatron_yuyuan.planner.dry_run import PARTS, RankReport, count_a_step, fake_rank
 from megatron_yuyuan.planner.fitting import fitting
+from megatron_yuyuan.planner.memory import predict_memory
 from megatron_yuyuan.resolve import Samples, accept_changes, open_samples, resolve, run_tokenizer
 from megatron_yuyuan.samples import fingerprints
 from megatron_yuyuan.validation import validate
@@ -114,12 +115,17 @@ def draw_exchanges(reports: list[RankReport]) -> list[str]:
 
 def require_room(config: Config, ranks: int, reports: list[RankReport], log: Log) -> None:
     """Raises ConfigError where the tensors of a rank, and what a GPU is assumed to need beside them, do
-    not fit into gpu_memory_gib."""
+    not fit into gpu_memory_gib.
+
+    A fake rank computes the loss in the small chunks of a CPU: where the planner's formulas, which know
+    those of a GPU, come to more, that counts.
+    """
     limit = config.parallel.gpu_memory_gib
-    fullest = max(reports, key=lambda report: report.peak)
-    taken = fullest.peak / GIB
     if not limit:
         return
+    held = [max(r.peak, predict_memory(config, ranks, r.place["pipeline"]).total) for r in reports]
+    taken = max(held) / GIB
+    fullest = reports[held.index(max(held))]
     if taken + RESERVED_GIB > limit:
         others = fitting(config, ranks, (limit - RESERVED_GIB) * GIB)
         raise ConfigError(

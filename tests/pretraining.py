@@ -7,5 +7,5 @@ from megatron_yuyuan.run import pretrain
 
 def pretrained(command: tuple) -> None:
     """Run the command (a script and its flags, as commands.train_flags makes it) in this process."""
-    mesh_module.stop = lambda: None  # the process group is the pool's
+    mesh_module.stop = mesh_module.abandon = lambda: None  # the process group is the pool's
     pretrain(parse_config("", [str(word) for word in command[1:]]))

@@ -24,10 +24,22 @@ ASKED = {"flash": FLASH, "fused": CUDNN, "efficient": EFFICIENT, "unfused": MATH
 """attention_backend -> SDPA's name for it."""
 CUDNN_IS_FASTER = (9, 10)
 """Major compute capabilities (Hopper, Blackwell) where torch too tries cuDNN before flash."""
+CUDNN_IS_RIGHT = 91501
+"""Its first version that torch takes unasked: earlier ones read past the end of lengths that 128 does not
+divide. Source: pytorch/pytorch#169849."""
+
+
+def prefers_cudnn(device: torch.device) -> bool:
+    """Whether cuDNN's attention is the fastest of a CUDA device and right. Its sums have no fixed order, so
+    it is left out where torch is asked for one."""
+    capability, _ = torch.cuda.get_device_capability(device)
+    is_right = (torch.backends.cudnn.version() or 0) >= CUDNN_IS_RIGHT
+    ordered = torch.are_deterministic_algorithms_enabled()
+    return capability in CUDNN_IS_FASTER and is_right and not ordered
 
 
 def sdpa_backends(
-    asked: str, capability: int, dtype: torch.dtype, masked: bool, dropout: float
+    asked: str, prefers_cudnn: bool, dtype: torch.dtype, masked: bool, dropout: float
 ) -> list[SDPBackend]:
     """The bodies SDPA may take on a CUDA device, the first that can compute the call first.
 
@@ -35,17 +47,17 @@ def sdpa_backends(
     |---------------------------------|-----------------------------------|---------|--------------------|
     | float32, or a mask of its own   | efficient, unfused                | unfused | efficient, unfused |
     | half precision, with dropout    | flash, efficient, unfused         | unfused | that one alone     |
-    | half precision, without dropout | the same; on Hopper and Blackwell | unfused | that one alone     |
+    | half precision, without dropout | the same; if prefers_cudnn        | unfused | that one alone     |
     |                                 | cuDNN's before them               |         |                    |
 
     Flash and cuDNN compute in half precision, and know the plain causal mask alone; a run that asks
-    for them makes other calls only where it generates text. capability: the device's major one.
+    for them makes other calls only where it generates text.
     """
     if masked or dtype == torch.float32:
         return [MATH] if asked == "unfused" else [EFFICIENT, MATH]
     if asked in ASKED:
         return [ASKED[asked]]
-    first = [CUDNN] if not dropout and capability in CUDNN_IS_FASTER else []
+    first = [CUDNN] if prefers_cudnn and not dropout else []
     return [*first, FLASH, EFFICIENT, MATH]
 
 
@@ -69,8 +81,8 @@ def backends_chosen(
     """Within it SDPA takes the chosen bodies, in their order. On the CPU there is nothing to choose."""
     if device.type != "cuda":
         return nullcontext()
-    capability, _ = torch.cuda.get_device_capability(device)
-    return sdpa_kernel(sdpa_backends(asked, capability, dtype, masked, dropout), set_priority=True)
+    chosen = sdpa_backends(asked, prefers_cudnn(device), dtype, masked, dropout)
+    return sdpa_kernel(chosen, set_priority=True)
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, kernels: Kernels) -> Tensor:
@@ -101,8 +113,7 @@ def describe_attention(
     beside = ", masked at the borders of documents" if masked else ""
     if device.type != "cuda":
         return f"scaled_dot_product_attention as torch has it on the CPU{beside}"
-    capability, _ = torch.cuda.get_device_capability(device)
     names = {backend: name for name, backend in ASKED.items()}
     asked, dropout = model.attention_backend, model.attention_dropout
-    chosen = sdpa_backends(asked, capability, dtype, masked, dropout)
+    chosen = sdpa_backends(asked, prefers_cudnn(device), dtype, masked, dropout)
     return ", else ".join(names[backend] for backend in chosen) + beside

@@ -23,10 +23,10 @@ class RowsOfRank(VocabularyRows):
     """The ranks of the tensor axis."""
 
     def maximum(self, x: Tensor) -> Tensor:
-        return all_reduced(x, self.group, dist.ReduceOp.MAX)
+        return x if self.group.size() == 1 else all_reduced(x, self.group, dist.ReduceOp.MAX)
 
     def total(self, x: Tensor) -> Tensor:
-        return all_reduced(x, self.group)
+        return x if self.group.size() == 1 else all_reduced(x, self.group)
 
 
 class VocabParallelHead(nn.Module):

@@ -13,6 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout as set_timeout
 
 from megatron_yuyuan import launcher
 from megatron_yuyuan.config import ParallelConfig
@@ -134,8 +135,20 @@ def start(parallel: ParallelConfig, alike: Mapping[str, str] | None = None) -> M
     data_axis = axes["replica", "shard"]._flatten("data")  # torch 2.13 has no public one
     returns = parallel.pipeline_schedule == "ZBVZeroBubble"
     mesh = Mesh(axes, data_axis, device, None if returns else _tied_group(axes.mesh))
-    dist.barrier()  # nobody writes before everybody has read what the run starts from
+    if dist.get_backend() != "fake":
+        _set_timeouts(mesh, timedelta(minutes=parallel.distributed_timeout_minutes))
+    own = [device.index] if device.type == "cuda" else None
+    dist.barrier(device_ids=own)  # nobody writes before everybody has read what the run starts from
     return mesh
+
+
+def _set_timeouts(mesh: Mesh, timeout: timedelta) -> None:
+    """Of every group that is not of all ranks: torch gives these the backend's default, whatever it was told
+    of that of all."""
+    groups = [*mesh.axes.get_all_groups(), mesh.data.get_group(), mesh.tied_group]
+    for group in groups:
+        if group is not None:
+            set_timeout(timeout, group)
 
 
 def _join(parallel: ParallelConfig, device: torch.device, gives_up: Callable[[], str]) -> None:
@@ -175,8 +188,15 @@ def _open_store(ranks: int, timeout: timedelta) -> dist.Store:
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group. NCCL's waits for the others: all call it."""
     if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def abandon() -> None:
+    """Leave the process group because of an error, which the others hear where gloo's connections close.
+    NCCL's group is left to the end of the process: others may wait in a collective, and it for them."""
+    if dist.is_initialized() and dist.get_backend() != "nccl":
         dist.destroy_process_group()
 
 

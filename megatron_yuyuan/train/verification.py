@@ -46,10 +46,11 @@ class Computed(NamedTuple):
 
 def repeat_exactly(device: torch.device) -> None:
     """Have CUDA compute a step in one order, so that computed again it gives the same bits. Before the first
-    product. What torch has in no fixed order it warns of."""
+    product. What torch has in no fixed order it refuses: where it may only warn, attention's backward keeps
+    the unordered sums that it has an order for."""
     if device.type == "cuda":
         order_sums_of_cublas()
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

@@ -305,7 +305,10 @@ SMALL = TINY.replace(
 def twenty_losses(config, entry: Path) -> list[list[float]]:
     """Of a model under FSDP2 on the ranks of the process group: by the reference, and by the kernels of
     `entry`."""
-    build.load_binding(entry)
+    if config.parallel.device == "cuda":
+        build.load(compilers.CUDA)
+    else:
+        build.load_binding(entry)
     mesh, data = mesh_module.start(config.parallel), RandomText(config)
     losses = []
     for kernels in (REFERENCE, fused.KERNELS):

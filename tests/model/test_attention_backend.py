@@ -15,6 +15,7 @@ from megatron_yuyuan.model.attention_backend import (
     attention_weights,
     backends_chosen,
     describe_attention,
+    prefers_cudnn,
     sdpa_backends,
 )
 from megatron_yuyuan.model.gpt2 import GPT2
@@ -29,36 +30,60 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 UNFUSED = "unfused: scores, causal softmax, values"
 
 
+@pytest.fixture
+def hopper(monkeypatch):
+    """A GPU, and a torch for it, that need not be there."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92000)
+
+
 @pytest.mark.parametrize(
-    ("asked", "capability", "dtype", "masked", "dropout", "expected"),
+    ("asked", "cudnn", "dtype", "masked", "dropout", "expected"),
     [
-        ("auto", 9, BF16, False, 0.0, [CUDNN, FLASH, EFFICIENT, MATH]),
-        ("auto", 10, torch.float16, False, 0.0, [CUDNN, FLASH, EFFICIENT, MATH]),
-        ("auto", 8, BF16, False, 0.0, [FLASH, EFFICIENT, MATH]),
-        ("auto", 9, BF16, False, 0.1, [FLASH, EFFICIENT, MATH]),
-        ("auto", 9, BF16, True, 0.0, [EFFICIENT, MATH]),
-        ("auto", 9, FP32, False, 0.1, [EFFICIENT, MATH]),
-        ("flash", 9, BF16, False, 0.1, [FLASH]),
-        ("flash", 9, BF16, True, 0.0, [EFFICIENT, MATH]),
-        ("flash", 9, FP32, False, 0.0, [EFFICIENT, MATH]),
-        ("fused", 9, BF16, False, 0.0, [CUDNN]),
-        ("efficient", 8, FP32, True, 0.1, [EFFICIENT, MATH]),
-        ("unfused", 9, BF16, False, 0.1, [MATH]),
-        ("unfused", 9, FP32, True, 0.1, [MATH]),
+        ("auto", True, BF16, False, 0.0, [CUDNN, FLASH, EFFICIENT, MATH]),
+        ("auto", True, torch.float16, False, 0.0, [CUDNN, FLASH, EFFICIENT, MATH]),
+        ("auto", False, BF16, False, 0.0, [FLASH, EFFICIENT, MATH]),
+        ("auto", True, BF16, False, 0.1, [FLASH, EFFICIENT, MATH]),
+        ("auto", True, BF16, True, 0.0, [EFFICIENT, MATH]),
+        ("auto", True, FP32, False, 0.1, [EFFICIENT, MATH]),
+        ("flash", True, BF16, False, 0.1, [FLASH]),
+        ("flash", True, BF16, True, 0.0, [EFFICIENT, MATH]),
+        ("flash", True, FP32, False, 0.0, [EFFICIENT, MATH]),
+        ("fused", True, BF16, False, 0.0, [CUDNN]),
+        ("efficient", False, FP32, True, 0.1, [EFFICIENT, MATH]),
+        ("unfused", True, BF16, False, 0.1, [MATH]),
+        ("unfused", True, FP32, True, 0.1, [MATH]),
     ],
 )
-def test_the_table_of_choices(asked, capability, dtype, masked, dropout, expected):
-    assert sdpa_backends(asked, capability, dtype, masked, dropout) == expected
+def test_the_table_of_choices(asked, cudnn, dtype, masked, dropout, expected):
+    assert sdpa_backends(asked, cudnn, dtype, masked, dropout) == expected
 
 
 def test_cudnn_never_drops_unasked():
-    calls = itertools.product((7, 8, 9, 10, 12), (BF16, FP32), (False, True))
+    calls = itertools.product((False, True), (BF16, FP32), (False, True))
     assert not any(CUDNN in sdpa_backends("auto", *call, 0.1) for call in calls)
 
 
-def test_the_choice_is_in_force_on_cuda_and_leaves_with_the_call(monkeypatch):
+@pytest.mark.parametrize(
+    ("capability", "version", "expected"),
+    [(9, 91501, True), (10, 92000, True), (8, 92000, False), (9, 91500, False), (9, None, False)],
+)
+def test_cudnn_goes_first_where_it_is_faster_and_right(monkeypatch, capability, version, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (capability, 0))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    assert prefers_cudnn(torch.device("cuda", 0)) is expected
+
+
+def test_cudnn_is_left_out_where_sums_need_an_order(hopper):
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not prefers_cudnn(torch.device("cuda", 0))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_the_choice_is_in_force_on_cuda_and_leaves_with_the_call(hopper):
     """SDPA's switches and their order, which a torch without CUDA has too."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     in_force = functools.partial(torch.nn.attention._cur_sdpa_kernel_backends, with_priority=True)
     before = in_force()
     for asked, expected in (("auto", [CUDNN, FLASH, EFFICIENT, MATH]), ("unfused", [MATH])):
@@ -126,8 +151,7 @@ BORDERS = ", masked at the borders of documents"
         ({"attention_impl": "fused_softmax"}, UNFUSED),
     ],
 )
-def test_a_person_is_told(monkeypatch, changes, expected):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+def test_a_person_is_told(hopper, changes, expected):
     model, on_cpu = TINY.replace(**changes).model, UNFUSED
     assert describe_attention(model, BF16, torch.device("cuda", 0)) == expected
     if expected != UNFUSED:
@@ -142,9 +166,8 @@ def test_a_person_is_told(monkeypatch, changes, expected):
         ({"attention_dropout": 0.1}, "unfused: scores, masked softmax, values", ""),
     ],
 )
-def test_a_person_is_told_what_masks_of_documents_leave(monkeypatch, changes, expected, on_cpu):
+def test_a_person_is_told_what_masks_of_documents_leave(hopper, changes, expected, on_cpu):
     """Flash and cuDNN know the plain causal mask alone: what takes these samples is said."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     model, end = TINY.replace(**changes).model, BORDERS if on_cpu else ""
     on_cuda = describe_attention(model, BF16, torch.device("cuda", 0), masked=True)
     assert on_cuda == expected + end != describe_attention(model, BF16, torch.device("cuda", 0))

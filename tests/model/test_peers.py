@@ -27,6 +27,7 @@ CONFIG = TINY.replace(
     train_iters=STEPS,
     weight_decay=1.0,
     clip_grad=0.5,
+    device="cpu",
 )
 BOUND = 1e-5
 """Of logits, gradients and the losses of ten steps: max|a-b| / max|b|, per tensor."""

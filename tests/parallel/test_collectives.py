@@ -21,9 +21,8 @@ CHUNK = 5
 
 def set_chunk(config: Config) -> None:
     """Have the loss go through CHUNK tokens at a time, in a process that ends soon."""
-    loss_module.LOGITS_AT_A_TIME = (
-        CHUNK * config.model.padded_vocab_size // config.parallel.tensor_model_parallel_size
-    )
+    rows = config.model.padded_vocab_size // config.parallel.tensor_model_parallel_size
+    loss_module.LOGITS_AT_A_TIME = loss_module.LOGITS_ON_CUDA = CHUNK * rows
 
 
 def traffic_of_a_step(config: Config) -> list[tuple[dict[str, int], Exchanged, Exchanged]]:

@@ -10,7 +10,8 @@ from megatron_yuyuan.model import loss as loss_module
 def in_chunks(config, tokens: int):
     """Five steps with chunks of so many tokens."""
     rows = config.model.padded_vocab_size // config.parallel.tensor_model_parallel_size
-    loss_module.LOGITS_AT_A_TIME = tokens * rows  # the process ends with this call
+    # the process ends with this call
+    loss_module.LOGITS_AT_A_TIME = loss_module.LOGITS_ON_CUDA = tokens * rows
     return five_steps(config)
 
 

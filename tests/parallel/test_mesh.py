@@ -69,3 +69,29 @@ def test_without_sharding_the_shard_axis_has_one_rank(ranks):
     assert [rank["replica"] for rank in found] == [rank["data"] for rank in found] == [0, 0, 1, 1]
     assert {rank["shard"] for rank in found} == {0}
     assert description == "pipeline 1 x data 2 x tensor 2 on cpu over gloo"
+
+
+def timeouts(parallel: ParallelConfig) -> set[float]:
+    """Minutes after which gloo gives up, of every group of the mesh."""
+    own = mesh.start(parallel)
+    groups = [own.group(axis) for axis in ("pipeline", "data", "replica", "shard", "tensor")]
+    assert own.tied_group is not None
+    gloo = [group._get_backend(mesh.torch.device("cpu")) for group in (*groups, own.tied_group)]
+    return {backend.options._timeout.total_seconds() / 60 for backend in gloo}
+
+
+def test_every_group_of_the_mesh_waits_as_long_as_it_is_told(ranks):
+    sizes = {"pipeline_model_parallel_size": 2, "tensor_model_parallel_size": 2}
+    parallel = ParallelConfig(device="cpu", distributed_timeout_minutes=3, **sizes)
+    assert ranks.run(4, timeouts, parallel) == {3.0}
+
+
+@pytest.mark.parametrize(("backend", "left"), [("gloo", [True]), ("nccl", [])])
+def test_after_an_error_no_rank_waits_for_nccl_to_end(monkeypatch, backend, left):
+    """Its orderly end waits for ranks that wait for this one."""
+    ended: list[bool] = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: ended.append(True))
+    mesh.abandon()
+    assert ended == left

@@ -38,7 +38,8 @@ def test_a_fake_rank_holds_what_a_real_one_holds(ranks, layout):
 )
 def test_a_fake_rank_exchanges_what_the_formulas_say(layout, monkeypatch):
     config = layout.of(SMALL)
-    monkeypatch.setattr(loss_module, "LOGITS_AT_A_TIME", 0)
+    for limit in ("LOGITS_AT_A_TIME", "LOGITS_ON_CUDA"):  # set_chunk sets both
+        monkeypatch.setattr(loss_module, limit, 0)
     set_chunk(config)
     for number in {0, layout.ranks - 1}:
         with fake_rank(config, layout.ranks, number) as mesh:

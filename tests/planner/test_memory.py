@@ -28,6 +28,7 @@ WIDE = TINY.replace(
     max_position_embeddings=128,
     micro_batch_size=2,
     global_batch_size=8,
+    device="cpu",
 )
 """Wide enough that statistics and single numbers are no part of the agreement."""
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}

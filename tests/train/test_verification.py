@@ -237,6 +237,7 @@ def test_a_step_that_must_repeat_has_its_sums_in_one_order(monkeypatch):
         assert not torch.are_deterministic_algorithms_enabled()
         repeat_exactly(torch.device("cuda", 0))
         assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
         torch.use_deterministic_algorithms(False)

@@ -4,7 +4,8 @@ of what the ranks exchange is hidden behind computing.
     torchrun --nproc-per-node 8 pretrain_gpt.py ... --profile
     python tools/benchmark/gpu_trace.py SAVE/profile/rank_00.json.gz [...]
 
-Ends with status 1 where gradients are reduced, or parameters gathered, over the data axis with nothing beside it.
+Ends with status 1 where gradients are reduced, or parameters gathered, over the data axis with nothing beside it. An
+axis of all ranks shares their group: what is exchanged over `default_pg` is shown and not judged.
 """
 
 import gzip

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
 
-DROPOUT, TOLERANCE = 0.1, 0.002
+DROPOUT, TOLERANCE = 0.1, 0.004
+"""Flash attention keeps what lies at or below 229 of 256: it drops 0.1016. cuDNN drops 0.125."""
 LOSSES_AGREE = 1e-4
 """Relative difference of float32 losses, on the CPU and on a GPU."""
 READ_AT_ONCE = 1
