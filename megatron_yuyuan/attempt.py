@@ -9,7 +9,7 @@ from megatron_yuyuan.checkpoint.dcp import find_checkpoint, iteration_of
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.checkpoint.space import require_place
 from megatron_yuyuan.config import Config
-from megatron_yuyuan.errors import NoProgressError, YuyuanError
+from megatron_yuyuan.errors import NoProgressError, StoppedError, YuyuanError
 from megatron_yuyuan.exit_report import forget_exit
 from megatron_yuyuan.faults import fault_point
 from megatron_yuyuan.parallel import mesh as mesh_module
@@ -63,6 +63,9 @@ def joined(
                 mesh = mesh_module.start(config.parallel, alike)
                 fault_point("start.joined")
                 yield mesh
+        except StoppedError:  # on every rank, after the same step
+            mesh_module.stop()
+            raise
         except BaseException:
             mesh_module.abandon()
             raise

@@ -19,9 +19,9 @@ from typing import TextIO
 from megatron_yuyuan import launcher
 from megatron_yuyuan.config import Config, config_fields
 from megatron_yuyuan.config_toml import load_toml, nearest, require_text, to_toml
-from megatron_yuyuan.errors import ConfigError, YuyuanError, refused_for_now
+from megatron_yuyuan.errors import NO_SPACE, ConfigError, YuyuanError, refused_for_now
 from megatron_yuyuan.faults import arm
-from megatron_yuyuan.log import NO_SPACE, full_output, silence
+from megatron_yuyuan.log import full_output, silence
 from megatron_yuyuan.megatron_flags import INSTEAD, NO_EFFECT, NO_EFFECT_WITH_VALUE, not_yet
 
 
@@ -157,7 +157,7 @@ def run_command(main: Callable[[], None]) -> None:
     """Run a command and turn its end into an exit status.
 
     0 done; 1 our own bug, with traceback; 2 something a person must change and 75 start it again, in
-    three lines on stderr, printed once per job. `--debug` on the command line adds the traceback.
+    three lines on stderr, printed once per job; 130 Ctrl-C. `--debug` on the command line adds the traceback.
     """
     _reopen_closed()
     try:

@@ -40,7 +40,7 @@ class ModelConfig:
     hidden_dropout: float = 0.0
     """Dropout after the embedding, the attention projection and the MLP."""
     attention_dropout: float = 0.0
-    """Dropout of the attention weights. By the counter it takes the unfused attention path."""
+    """Dropout of the attention weights. With attention_dropout_rng counter it takes the unfused attention path."""
     attention_dropout_rng: str = field(
         default="counter", metadata={"choices": ("counter", "torch")}
     )
@@ -138,8 +138,8 @@ class ParallelConfig:
     """What a data rank holds. no_shard: all weights, gradients and moments. optim: its share of each at rest,
     all weights during a step. optim_grads_params: its share, and the weights of a layer while it computes."""
     num_distributed_optimizer_instances: int = 1
-    """Hybrid sharding: data ranks divide weights, gradients and moments in so many groups, each of which holds
-    all of them. Neighbouring ranks are of one group. Divides the data ranks."""
+    """Hybrid sharding: the number of groups of data ranks. Weights, gradients and moments are divided within a
+    group, and each group holds a full copy. Neighbouring ranks are of one group. Divides the data ranks."""
     recompute_activations: bool = False
     """The same as recompute_granularity selective."""
     recompute_granularity: str = field(
@@ -255,7 +255,7 @@ class OptimizerConfig:
     lr_decay_iters: int = 0
     """Iteration at which min_lr is reached. 0 means the last one."""
     lr_decay_samples: int = 0
-    """The same in samples, with train_samples. 0 means train_samples."""
+    """lr_decay_iters in samples, for runs with train_samples or rampup_batch_size. 0 means train_samples."""
     lr_wsd_decay_style: str = field(
         default="exponential",
         metadata={"choices": ("exponential", "linear", "cosine", "minus_sqrt")},
@@ -264,11 +264,11 @@ class OptimizerConfig:
     lr_wsd_decay_iters: int = 0
     """Length of the anneal under WSD, which ends with the decay."""
     lr_wsd_decay_samples: int = 0
-    """The same in samples, with train_samples."""
+    """lr_wsd_decay_iters in samples, for runs with train_samples or rampup_batch_size."""
     lr_warmup_iters: int = 0
     """Iterations of linear warm-up from lr_warmup_init to lr."""
     lr_warmup_samples: int = 0
-    """The same in samples, with train_samples."""
+    """lr_warmup_iters in samples, for runs with train_samples or rampup_batch_size."""
     lr_warmup_fraction: float = 0.0
     """Warm-up as a share of the decay (instead of lr_warmup_iters or lr_warmup_samples)."""
     lr_warmup_init: float = 0.0
@@ -324,8 +324,8 @@ class TrainingConfig:
     loss_scale_window: int = 1000
     """The dynamic scale is doubled after so many steps in a row without overflow."""
     hysteresis: int = 2
-    """The overflow that halves the dynamic scale: with 2 the first is borne. Each further one halves it too,
-    until it is doubled."""
+    """Overflows before the dynamic scale is halved: with 2 the first is tolerated, the second halves it. Until
+    the scale grows again each further one halves it too."""
     eval_interval: int = 1000
     """Iterations between evaluations on the validation set; the last iteration always evaluates."""
     eval_iters: int = 100
@@ -349,7 +349,7 @@ class TrainingConfig:
     where a bit differs: machines that compute wrongly say nothing themselves. 0: never."""
     deterministic_mode: bool = False
     """Take every sum in one order on CUDA too, so that the same run on the same layout gives the same bits: torch
-    and cuBLAS are slower so. On the CPU it is always so."""
+    and cuBLAS are slower so, and an operator without such an order is an error. On the CPU it is always so."""
     exit_interval: int = 0
     """Save and stop with status 75 after an iteration that is a multiple of this. 0: never."""
     exit_duration_in_mins: int = 0

@@ -9,6 +9,15 @@ from megatron_yuyuan.config import Config, config_fields
 from megatron_yuyuan.errors import ConfigError, refused_for_now
 from megatron_yuyuan.megatron_flags import not_yet
 
+KINDS: dict[object, str] = {
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    tuple[str, ...]: "a list of strings",
+    tuple[int, ...]: "a list of integers",
+}
+"""Type of a field -> what a person writes for it."""
 ITEMS: dict[object, type] = {tuple[str, ...]: str, tuple[int, ...]: int}
 """Type of a field that TOML writes as a list -> type of its items."""
 
@@ -67,9 +76,7 @@ def _flatten(groups: dict, source: str) -> dict:
             if declared is None or group != table:
                 place = f"{name} belongs to [{group}]" if group else nearest(name, fields)
                 raise ConfigError(
-                    f"{source}: [{table}] has no {name}",
-                    "an unread value would be a surprise",
-                    place,
+                    f"{source}: [{table}] has no {name}", "it would be ignored silently", place
                 )
             values[name] = _checked(value, declared, source)
     return values
@@ -86,10 +93,8 @@ def _checked(value, declared: dataclasses.Field, source: str):
     if items and isinstance(value, list) and all(type(item) is items for item in value):
         value = tuple(value)
     elif type(value) is not kind:
-        name = getattr(kind, "__name__", str(kind))
-        raise ConfigError(
-            f"{source}: {declared.name} = {value!r} is not {name}", "types are checked", f"a {name}"
-        )
+        what = f"{source}: {declared.name} = {value!r} is not {KINDS[kind]}"
+        raise ConfigError(what, "types are checked", KINDS[kind])
     choices = declared.metadata.get("choices")
     if choices and value not in choices:
         raise ConfigError(

@@ -1,5 +1,10 @@
 """Errors that a person can act on: what is wrong, why it matters, what to try."""
 
+import errno
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The disk, the quota, or the largest size of a file."""
+
 
 class YuyuanError(Exception):
     """Something a person must change before the command can work.
@@ -95,7 +100,7 @@ class LostError(YuyuanError):
 
 
 class BrokenError(YuyuanError):
-    """A process ended by a bug of ours."""
+    """A process that ended because of a bug of ours."""
 
     status = 1
     kind = "internal"
@@ -137,6 +142,11 @@ class StoppedError(YuyuanError):
         super().__init__(what, why, remedy)
         self.stop = stop
         """train.stopping.Stop: who had which reason."""
+
+
+def refused_by_disk(error: OSError) -> type[DataError]:
+    """The class of an error of writing: SpaceError where there is no room."""
+    return SpaceError if error.errno in NO_SPACE else DataError
 
 
 def refused_for_now(what: str, instead: str = "") -> ConfigError:

@@ -24,17 +24,15 @@ from megatron_yuyuan.errors import DataError, MachineError, StoppedError, Yuyuan
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.train.state import TrainState
 from megatron_yuyuan.train.stopping import Stop
-from megatron_yuyuan.watch.exit_file import EXIT_FILE, as_json, claim_exit, read_exit
+from megatron_yuyuan.watch.exit_file import EXIT_FILE, as_json, claim_exit
 
 
-def forget_exit(checkpoint: CheckpointConfig) -> int:
-    """Remove the report of the run before, on rank 0; the steps that it had taken, 0 where unknown."""
+def forget_exit(checkpoint: CheckpointConfig) -> None:
+    """Remove the report of the run before, on rank 0."""
     if not checkpoint.save or mesh_module.rank() != 0:
-        return 0
-    before = read_exit(checkpoint.save) or {}
+        return
     with suppress(OSError):  # a place that cannot be written to is an error later
         (Path(checkpoint.save) / EXIT_FILE).unlink()
-    return before.get("step") or 0
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def exchanged_schedules(config: Config, data: int) -> list[str]:
     if pipeline == 1 or not others:
         return []
     return [
-        f"pipeline: {', '.join(others)} micro batches do not fit {schedule} on {pipeline} ranks; they run "
+        f"pipeline: {schedule} cannot take {' or '.join(others)} micro batches on {pipeline} ranks; they run "
         "in GPipe's order, with the same result"
     ]
 
@@ -166,8 +166,8 @@ def bytes_by_pipeline_rank(state: TrainState) -> list[dict[str, int]]:
     """For each pipeline rank, of its rank that holds most: parameters, and bytes of the weights, the
     gradients and the moments as they lie between two steps.
 
-    Counted from the local tensors. A gradient and each of AdamW's two moments rest as their weight
-    does, whatever is gathered during a step; frozen weights have none.
+    Counted from the local tensors. A gradient and each of AdamW's two moments are divided as their
+    weight is, whatever is gathered during a step; frozen weights have none.
     """
     parameters = [parameter for _, parameter in named_parameters(state.stages)]
     held = [local(parameter) for parameter in parameters]

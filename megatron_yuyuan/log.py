@@ -13,12 +13,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self, TextIO
 
-from megatron_yuyuan.errors import DataError, SpaceError
+from megatron_yuyuan.errors import NO_SPACE, SpaceError, refused_by_disk
 
 SCHEMA = 1
 """Version of the objects in metrics.jsonl; docs/metrics.md describes it."""
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""The disk, the quota, or the largest size of a file."""
 
 
 class Sink:
@@ -107,8 +105,7 @@ def full_output(error: OSError) -> SpaceError:
 
 
 class MetricsFile(Sink):
-    """metrics.jsonl: an object has `event` (step, skip, evaluation, save, save_failed, restart) and
-    `schema`.
+    """metrics.jsonl: an object has `event` and `schema`; docs/metrics.md lists them.
 
     Floats are written with repr, so that equal strings mean equal bits; null where they are not
     finite. A line is written and flushed whole; a killed run may cut the last. The file is opened
@@ -145,8 +142,7 @@ class MetricsFile(Sink):
         try:
             yield
         except OSError as error:
-            kind = SpaceError if error.errno in NO_SPACE else DataError
-            raise kind(
+            raise refused_by_disk(error)(
                 f"cannot write {self._path}: {error.strerror}",
                 "every step of a run is recorded there",
                 "a --save directory with room that may be written to",
@@ -278,7 +274,7 @@ def read_events(path: str | Path) -> Iterator[dict]:
 
 
 def standing(events: Iterable[dict], name: str) -> list[dict]:
-    """Those of one name as a reader wants them: what a restart took back is left out."""
+    """The events of one name, less what a restart took back."""
     kept: list[dict] = []
     for values in events:
         if values["event"] == "restart":

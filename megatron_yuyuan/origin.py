@@ -41,7 +41,8 @@ def _checkpoint(path: Path, weights_only: bool) -> Origin:
 
 
 def _huggingface(checkpoint: CheckpointConfig) -> Origin:
-    """The directory of --load hf:DIR as the place to start from. Raises DataError and UnsafeError."""
+    """The directory of --load hf:DIR as the place to start from. Raises ConfigError, DataError
+    and UnsafeError."""
     path = Path(checkpoint.load.removeprefix(hf_start.PREFIX))
     if checkpoint.ckpt_step:
         raise ConfigError(

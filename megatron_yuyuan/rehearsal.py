@@ -123,14 +123,23 @@ def require_room(config: Config, ranks: int, reports: list[RankReport], log: Log
     limit = config.parallel.gpu_memory_gib
     if not limit:
         return
-    held = [max(r.peak, predict_memory(config, ranks, r.place["pipeline"]).total) for r in reports]
+    held = [report.peak for report in reports]
+    if config.parallel.means_fused_kernels:
+        stages = [report.place["pipeline"] for report in reports]
+        held = [
+            max(h, predict_memory(config, ranks, s).total)
+            for h, s in zip(held, stages, strict=True)
+        ]
     taken = max(held) / GIB
     fullest = reports[held.index(max(held))]
+    source = (
+        "" if fullest.peak == max(held) else " (with the loss in a GPU's chunks, by the planner)"
+    )
     if taken + RESERVED_GIB > limit:
         others = fitting(config, ranks, (limit - RESERVED_GIB) * GIB)
         raise ConfigError(
-            f"a rank of pipeline rank {fullest.place['pipeline']} holds {taken:.1f} GiB of tensors, with "
-            f"{RESERVED_GIB:g} assumed beside them {taken + RESERVED_GIB:.1f}: more than gpu_memory_gib={limit:g}",
+            f"a rank of pipeline rank {fullest.place['pipeline']} holds {taken:.2f} GiB of tensors{source}, with "
+            f"{RESERVED_GIB:g} assumed beside them {taken + RESERVED_GIB:.2f}: more than gpu_memory_gib={limit:g}",
             "it would run out of memory in its first step",
             ", or ".join(others) or "more ranks, or a smaller model",
         )

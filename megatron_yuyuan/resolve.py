@@ -23,8 +23,8 @@ Samples = Callable[[Config, Tokenizer], tuple[Dataset, Dataset | None]]
 
 def fall_back(origin: Origin, config: Config, error: DamagedError) -> Origin:
     """The newest whole checkpoint before one whose tensors were found to be damaged, for a run that is
-    continued. Raises `error` where a person named that very checkpoint, wants to know (--strict), begins a
-    new run, or where none is left; and ConfigError where the older one was trained with other settings."""
+    continued. Raises `error` if the checkpoint was named (--ckpt-step), under --strict, for a new run, or if no
+    older one is whole; and ConfigError where the older one was trained with other settings."""
     checkpoint = config.checkpoint
     if origin.weights_only or checkpoint.ckpt_step or checkpoint.strict:
         raise error

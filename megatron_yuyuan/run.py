@@ -135,9 +135,16 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
                 digest()
                 stragglers.name_them(state.iteration)
                 stop = train(
-                    *(trainer, training_set, validation_set, saver, stopping, log),
-                    *(after_evaluation, beat, digest),
-                    Rollback(config, state, saver, log),
+                    trainer,
+                    training_set,
+                    validation_set,
+                    saver,
+                    stopping,
+                    log,
+                    after_evaluation=after_evaluation,
+                    beat=beat,
+                    after_step=digest,
+                    take_back=Rollback(config, state, saver, log),
                 )
             if stop is not None:
                 log.event("stop", iteration=state.iteration, **asdict(stop))

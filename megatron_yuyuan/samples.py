@@ -161,7 +161,7 @@ def introduce_example(training_set: Dataset, tokenizer: Tokenizer, log: Log) -> 
 
 
 def fingerprints(dataset: Dataset) -> list[str]:
-    """Of every shard that it reads, in their order."""
+    """The fingerprints of all shards that the dataset reads, in their order."""
     return [part.shard.fingerprint for part, _ in shares(dataset)]
 
 

@@ -65,9 +65,9 @@ def test_a_schedule_that_does_not_take_a_number_of_micro_batches_is_named():
     )
     assert exchanged_schedules(interleaved, data=1) == []
     [line] = exchanged_schedules(interleaved.replace(rampup_batch_size=(8, 1, 100)), data=1)
-    assert line.startswith("pipeline: 9, 11 micro batches do not fit Interleaved1F1B on 4 ranks")
+    assert line.startswith("pipeline: Interleaved1F1B cannot take 9 or 11 micro batches on 4 ranks")
     [line] = exchanged_schedules(TINY.replace(pipeline_model_parallel_size=4), data=4)
-    assert line.startswith("pipeline: 2 micro batches do not fit 1F1B on 4 ranks")
+    assert line.startswith("pipeline: 1F1B cannot take 2 micro batches on 4 ranks")
     assert exchanged_schedules(TINY, data=8) == []
 
 

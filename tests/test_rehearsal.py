@@ -70,5 +70,5 @@ def test_the_command_itself_starts_nothing(prepared, tmp_path):
     ended = run(*train_flags(prepared, save), "--dry-run", "--gpu-memory-gib", 4, status=2)
     assert "data: " in ended.stdout
     assert "most on a rank, GiB" in ended.stdout
-    assert ended.stderr.startswith("error: a rank of pipeline rank 0 holds 0.0 GiB of tensors")
+    assert ended.stderr.startswith("error: a rank of pipeline rank 0 holds 0.00 GiB of tensors")
     assert not save.exists()

@@ -129,7 +129,7 @@ def test_a_blend_is_introduced_and_an_unknown_shard_warned_of_once(shards, tmp_p
     assert len(lines) == 3 and f"warning: {foreign} has no .meta.json" in lines[2]
     introduce_shards(*sets, 290, Log(None, False))  # the other ranks
     assert not capsys.readouterr().out
-    with pytest.raises(DataError, match="foreign: token id 5, known are 0 to 3"):
+    with pytest.raises(DataError, match="foreign: token id 5; valid ids are 0 to 3"):
         small = type("Small", (FakeTokenizer,), {"vocab_size": 4})
         text_samples(of(data_path=(foreign,)), small)
 

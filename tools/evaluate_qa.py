@@ -7,8 +7,8 @@
 Every line of --data is {"question": ..., "answer": ...}, as tools/preprocess_data.py writes it for
 held-out pairs. Every question is answered twice, greedily and by one sample of a fixed seed (as
 YuyuanQA's page draws, at temperature 0.7 from the likeliest 0.6), and both are scored. Printed: BLEU-1 to
-BLEU-4, exact match, token F1 and chrF, each under its protocol, and some answers; --json says the
-weights too, which is what the card of an export wants to know. --predictions needs no model: its
+BLEU-4, exact match, token F1 and chrF, each under its protocol, and some answers; --json names
+the scored weights too: the card of an export needs that. --predictions needs no model: its
 lines are those that --output writes.
 """
 

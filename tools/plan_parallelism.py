@@ -70,28 +70,36 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     )
     for name in MODEL:
         add_config_argument(parser, name, default=None)
-    parser.add_argument("--gpu", choices=GPUS, required=True, help="what a node holds")
-    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="of all nodes")
+    parser.add_argument("--gpu", choices=GPUS, required=True, help="kind of GPU")
+    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="GPUs of all nodes")
     parser.add_argument(
-        "--gpus-per-node", type=int, default=8, metavar="N", help="joined by NVLink (default: 8)"
+        "--gpus-per-node",
+        type=int,
+        default=8,
+        metavar="N",
+        help="GPUs of a node, joined by NVLink (default: 8)",
     )
     parser.add_argument(
         "--inter-node-bandwidth", type=float, default=0.0, metavar="GB/S",
-        help="out of a node, in one direction (default: that of NVIDIA's own machine)",
+        help="bandwidth out of a node, in one direction (default: that of NVIDIA's own machine)",
     )  # fmt: skip
     parser.add_argument(
         "--reserve-gib", type=float, default=RESERVED_GIB, metavar="GIB",
         help=f"memory of each GPU that tensors cannot use (default: {RESERVED_GIB:g}, assumed)",
     )  # fmt: skip
     parser.add_argument(
-        "--tokens", type=float, default=1e9, metavar="N", help="hours are for (default: 1e9)"
+        "--tokens",
+        type=float,
+        default=1e9,
+        metavar="N",
+        help="training tokens that hours and energy are given for (default: 1e9)",
     )
     parser.add_argument(
         "--top", type=int, default=10, metavar="N", help="layouts to show (default: 10)"
     )
     parser.add_argument("--json", metavar="FILE", help="write them there, with every part")
     parser.add_argument(
-        "--chart", metavar="FILE.png|.html", help="draw the best of each division of the GPUs"
+        "--chart", metavar="FILE.png|.html", help="draw the best of each layout of the GPUs"
     )
     options = parser.parse_args(args)
     _check(options)

@@ -200,9 +200,9 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     add("--keep-title-only", action="store_true",
         help="PubMed: keep records without an abstract")  # fmt: skip
     add("--keep-duplicates", action="store_true",
-        help="keep texts that came before, letter for letter")  # fmt: skip
+        help="keep exact duplicates of earlier documents")  # fmt: skip
     add("--near-duplicates", action="store_true",
-        help="drop also texts that nearly came before, by MinHash")  # fmt: skip
+        help="drop near duplicates of earlier documents too, by MinHash")  # fmt: skip
     add("--decontaminate", nargs="+", default=[], metavar="FILE",
         help="drop documents that share 13 words in a row with these evaluation files")  # fmt: skip
     add("--skip-bad-files", action="store_true",

@@ -1,1 +1,1 @@
-"""Checkpoints: our own on disk (dcp), Hugging Face's (hf)."""
+"""Checkpoints: our own (dcp), Hugging Face's (hf_*), Megatron's (megatron*)."""

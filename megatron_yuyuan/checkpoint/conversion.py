@@ -12,9 +12,8 @@ from torch import Tensor
 
 from megatron_yuyuan.checkpoint.dcp import save_checkpoint, to_disk
 from megatron_yuyuan.checkpoint.model import StoredModel
-from megatron_yuyuan.checkpoint.space import NO_SPACE
 from megatron_yuyuan.config_toml import from_dict, to_toml
-from megatron_yuyuan.errors import ConfigError, DataError, SpaceError
+from megatron_yuyuan.errors import ConfigError, refused_by_disk
 from megatron_yuyuan.faults import fault_point
 from megatron_yuyuan.model.gpt2 import GPT2
 
@@ -49,8 +48,7 @@ def new_directory(target: str | Path) -> Iterator[Path]:
         fault_point("convert.renamed")
         to_disk(target.parent)
     except OSError as error:
-        kind = SpaceError if error.errno in NO_SPACE else DataError
-        raise kind(
+        raise refused_by_disk(error)(
             f"cannot write {target}: {error.strerror or error}",
             "the output would be incomplete",
             "a --save in a folder with room that may be written to",

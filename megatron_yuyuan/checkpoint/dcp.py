@@ -28,14 +28,14 @@ from megatron_yuyuan.checkpoint.manifest import MANIFEST, STATE, digest, verify
 from megatron_yuyuan.checkpoint.metadata import SafeReader
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.checkpoint.reading import DAMAGED_PICKLE, quiet, reading
-from megatron_yuyuan.checkpoint.space import NO_SPACE, checkpoint_bytes, no_space, require_space
+from megatron_yuyuan.checkpoint.space import checkpoint_bytes, no_space, require_space
 from megatron_yuyuan.checkpoint.writer import DigestingWriter, without_crc32
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data import permutation
 from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
 from megatron_yuyuan.data.tokenizer import Tokenizer
-from megatron_yuyuan.errors import DataError, YuyuanError
+from megatron_yuyuan.errors import NO_SPACE, DataError, YuyuanError
 from megatron_yuyuan.faults import fault_point
 from megatron_yuyuan.watch.exit_file import TRACKER, iteration_of
 

@@ -55,8 +55,8 @@ class Rollback:
         saved = self._load(spike["iteration"] - training.rollback_iters)
         if saved is None:
             self._log.line(
-                f"no checkpoint is {training.rollback_iters} iterations older than the loss spike at iteration "
-                f"{spike['iteration']}: the step is passed over"
+                f"warning: no checkpoint is {training.rollback_iters} iterations older than the loss spike at "
+                f"iteration {spike['iteration']}: the step is passed over"
             )
             return False
         first = number_of(state.consumed_samples, state.left_out)

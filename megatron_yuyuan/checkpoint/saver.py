@@ -197,7 +197,7 @@ class BackgroundSaver(Saver):
         self._under_way: tuple[int, Future, float] | None = None
 
     def save(self, validation_loss: float | None = None) -> None:
-        """Copy this moment, and begin to write it. Raises MachineError as above."""
+        """Copy this moment, and begin to write it. Raises MachineError as `Saver.save` does."""
         require_alike(self._state)
         begun, iteration = time.perf_counter(), self._state.iteration
         self._wait()

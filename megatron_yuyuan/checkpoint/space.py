@@ -9,7 +9,6 @@ from torch import Tensor
 
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.errors import DataError, SpaceError
-from megatron_yuyuan.log import NO_SPACE as NO_SPACE  # of whoever writes checkpoints, too
 
 
 def checkpoint_bytes(tensors: dict[str, Tensor], ranks: Ranks) -> int:

@@ -177,7 +177,7 @@ class ByteLevelBPE(Tokenizer):
         return {name: content.encode() for name, content in contents.items()}
 
     def huggingface_files(self) -> dict[str, bytes]:
-        """The same."""
+        """The files of `files`: transformers reads them as they are."""
         return self.files()
 
 

@@ -45,7 +45,7 @@ def _check_ids(shard: IndexedDataset, at: int, ids: np.ndarray, vocab_size: int 
         k = np.flatnonzero((ids < 0) | (ids >= limit))[0]
         [document] = shard.documents_at(np.array([at + k]))
         raise DataError(
-            f"{shard.prefix}: token id {ids[k]} in document {document}, known are 0 to {limit - 1}",
+            f"{shard.prefix}: token id {ids[k]} in document {document}; valid ids are 0 to {limit - 1}",
             "the embedding has no row for it",
             "the tokenizer the shard was made with, or preprocess again",
         )

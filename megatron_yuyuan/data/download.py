@@ -21,8 +21,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from megatron_yuyuan.data.files import AtomicFiles
-from megatron_yuyuan.errors import DataError, SpaceError, UnsafeError
-from megatron_yuyuan.log import NO_SPACE
+from megatron_yuyuan.errors import DataError, SpaceError, UnsafeError, refused_by_disk
 
 Answer = TypeVar("Answer")
 
@@ -111,8 +110,7 @@ class Client:
             self._retried(url, lambda: self._complete(url, part, md5))
             os.replace(part, target)
         except OSError as error:
-            kind = SpaceError if error.errno in NO_SPACE else DataError
-            raise kind(
+            raise refused_by_disk(error)(
                 f"cannot write {part}: {error.strerror}",
                 f"{target.name} is not whole yet",
                 "a folder with room that may be written to; then the same command: it goes on where it stopped",

@@ -1,6 +1,5 @@
 """Reading what people hand over, plain or gzip; writing files that are whole or absent."""
 
-import errno
 import fcntl
 import gzip
 import hashlib
@@ -14,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from megatron_yuyuan.errors import ConfigError, DataError, SpaceError
+from megatron_yuyuan.errors import ConfigError, DataError, refused_by_disk
 from megatron_yuyuan.faults import fault_point
 
 if TYPE_CHECKING:
@@ -303,8 +302,7 @@ def hold(folder: Path, shared: bool) -> Iterator[None]:
 
 
 def _cannot_write(target: str | Path, error: OSError) -> DataError:
-    kind = SpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else DataError
-    return kind(
+    return refused_by_disk(error)(
         f"cannot write {target}: {error.strerror}",
         "the output would be incomplete",
         "a folder with room that may be written to",

@@ -289,7 +289,7 @@ class IndexedDataset:
         for token in found:
             if not 0 <= token < vocab_size:
                 raise DataError(
-                    f"{self.prefix}: token id {token}, known are 0 to {vocab_size - 1}",
+                    f"{self.prefix}: token id {token}; valid ids are 0 to {vocab_size - 1}",
                     "the embedding has no row for it",
                     "the tokenizer the shard was made with, or preprocess again",
                 )

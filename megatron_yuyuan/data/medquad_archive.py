@@ -14,8 +14,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from megatron_yuyuan.errors import DataError, SpaceError, UnsafeError
-from megatron_yuyuan.log import NO_SPACE
+from megatron_yuyuan.errors import DataError, UnsafeError, refused_by_disk
 
 COMMIT = "577bd37b96c02d1833b2c9eed2de9f96964e96cb"
 """Of https://github.com/abachaa/MedQuAD, 17 October 2023: 11,274 XML files."""
@@ -66,8 +65,7 @@ def unpack_medquad(archive: bytes, folder: Path, commit: str, tree: str) -> int:
         os.sync()  # once, where an fsync for each file would take minutes
         os.rename(unpacked, folder)
     except OSError as error:
-        kind = SpaceError if error.errno in NO_SPACE else DataError
-        raise kind(
+        raise refused_by_disk(error)(
             f"cannot write {folder}: {error.strerror}",
             "MedQuAD is not whole without it",
             "a folder with room that may be written to",

@@ -23,7 +23,7 @@ from megatron_yuyuan.data.scan import MOST_OVERLAPS, Recipe, Scanner, Unit, plan
 from megatron_yuyuan.data.sources import Source
 from megatron_yuyuan.data.tokenizer import Tokenizer
 from megatron_yuyuan.data.workers import run_in_processes
-from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.errors import DataError, SpaceError
 from megatron_yuyuan.faults import fault_point
 
 DOCUMENTS = 4096
@@ -199,11 +199,11 @@ def _bytes_of_shard(scanned: Sequence[ScannedUnit], reasons: np.ndarray, itemsiz
 
 
 def check_space(prefix: str, needed: int) -> None:
-    """Raises DataError where the disk has no room for `needed` bytes under this name."""
+    """Raises SpaceError where the disk has no room for `needed` bytes under this name."""
     folder = Path(prefix).absolute().parent
     free = shutil.disk_usage(next(f for f in (folder, *folder.parents) if f.exists())).free
     if free < needed:
-        raise DataError(
+        raise SpaceError(
             f"{prefix} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
             "the shard would be cut",
             "room on that disk, or another --output-prefix; what is scanned is kept",

@@ -52,9 +52,9 @@ class Recipe:
     append_eod: bool = False
     wanted: CitationFilter = field(default_factory=CitationFilter)
     keep_duplicates: bool = False
-    """Keep texts that came before."""
+    """Keep exact duplicates of earlier documents."""
     near_duplicates: bool = False
-    """Drop texts that nearly came before."""
+    """Drop near duplicates of earlier documents too."""
     decontaminator: Decontaminator | None = None
 
     def to_dict(self) -> dict:

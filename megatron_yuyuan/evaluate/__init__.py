@@ -1,1 +1,1 @@
-"""What a model is worth: perplexity, generation, BLEU."""
+"""What a model is worth: perplexity, generation, BLEU, judged facts."""

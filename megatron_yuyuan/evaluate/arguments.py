@@ -27,7 +27,11 @@ def add_sampling_arguments(
 ) -> None:
     """How tokens are chosen, and by what temperature and top_p where nothing is said."""
     parser.add_argument(
-        "--max-new-tokens", type=int, default=128, metavar="N", help="longest text (default: 128)"
+        "--max-new-tokens",
+        type=int,
+        default=128,
+        metavar="N",
+        help="most tokens of an answer (default: 128)",
     )
     parser.add_argument(
         "--temperature",
@@ -44,17 +48,17 @@ def add_sampling_arguments(
         type=float,
         default=top_p,
         metavar="X",
-        help=f"draw from this much probability (default: {top_p:g})",
+        help=f"draw from the likeliest tokens that together have this probability (default: {top_p:g})",
     )
     parser.add_argument(
         "--repetition-penalty",
         type=float,
         default=1.0,
         metavar="X",
-        help="above 1: tokens that the text has already become less likely (default: 1)",
+        help="above 1: makes tokens that are already in the text less likely (default: 1)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the drawing (default: 0)"
+        "--seed", type=int, default=0, metavar="N", help="seed of the random draws (default: 0)"
     )
 
 

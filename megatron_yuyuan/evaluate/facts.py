@@ -42,7 +42,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Cutoffs:
-    """Margins up to `no` are no, from `yes` on yes, unsure between."""
+    """Margins above `yes` are yes, up to and including `no` no, between them unsure."""
 
     no: float = 0.0
     yes: float = 0.0

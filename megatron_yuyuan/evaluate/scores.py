@@ -97,7 +97,7 @@ def score(answers: Sequence[str], references: Sequence[str]) -> Scores:
 
 
 def bleu_signatures() -> dict[str, dict[str, str]]:
-    """Those of protocols (a) and (b), by smoothing."""
+    """The signatures of protocols (a) and (b), by smoothing."""
     return {
         "sentence_bleu": {name: sentence_signature(name) for name in SENTENCE_SMOOTHING},
         "corpus_bleu": {name: corpus_signature(name) for name in CORPUS_SMOOTHING},

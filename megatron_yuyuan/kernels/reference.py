@@ -35,7 +35,8 @@ def norm_beside(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tupl
 
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     """GPT-2's `gelu_new` of u = x + bias: 0.5 u (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3))). x, return
-    (B, T, F); bias (F,). Source: arXiv:1606.08415."""
+    (B, T, F); bias (F,). u has the dtype of x: kept in float32 for the backward it would take twice the
+    memory. The fused kernel does not round it. Source: arXiv:1606.08415."""
     return F.gelu(x + bias, approximate="tanh")
 
 

@@ -39,7 +39,7 @@ def prefers_cudnn(device: torch.device) -> bool:
 
 
 def sdpa_backends(
-    asked: str, prefers_cudnn: bool, dtype: torch.dtype, masked: bool, dropout: float
+    asked: str, cudnn_first: bool, dtype: torch.dtype, masked: bool, dropout: float
 ) -> list[SDPBackend]:
     """The bodies SDPA may take on a CUDA device, the first that can compute the call first.
 
@@ -47,8 +47,8 @@ def sdpa_backends(
     |---------------------------------|-----------------------------------|---------|--------------------|
     | float32, or a mask of its own   | efficient, unfused                | unfused | efficient, unfused |
     | half precision, with dropout    | flash, efficient, unfused         | unfused | that one alone     |
-    | half precision, without dropout | the same; if prefers_cudnn        | unfused | that one alone     |
-    |                                 | cuDNN's before them               |         |                    |
+    | half precision, without dropout | the same; if cudnn_first cuDNN's  | unfused | that one alone     |
+    |                                 | before them                       |         |                    |
 
     Flash and cuDNN compute in half precision, and know the plain causal mask alone; a run that asks
     for them makes other calls only where it generates text.
@@ -57,7 +57,7 @@ def sdpa_backends(
         return [MATH] if asked == "unfused" else [EFFICIENT, MATH]
     if asked in ASKED:
         return [ASKED[asked]]
-    first = [CUDNN] if prefers_cudnn and not dropout else []
+    first = [CUDNN] if cudnn_first and not dropout else []
     return [*first, FLASH, EFFICIENT, MATH]
 
 

@@ -31,7 +31,7 @@ ATTENTION_RESIDUAL, MLP_RESIDUAL, ATTENTION_WEIGHTS, EMBEDDING = range(4)
 
 @dataclass(frozen=True)
 class Sides:
-    """What every layer of one forward pass needs beside the hidden states. Read alike on every
+    """What every layer of one forward pass needs beside the hidden states. The same on every
     pipeline stage."""
 
     sample_ids: Tensor

@@ -26,7 +26,7 @@ def divide_over_data(module: nn.Module, mesh: Mesh, strategy: str, dtype: torch.
     | optim              | divided                                | all, until the last backward        |
     | optim_grads_params | divided                                | a block's, while it computes        |
 
-    The names are Megatron-LM's. Whatever rests is float32; what is gathered has `dtype`. Gradients are
+    The names are Megatron-LM's. What is held at rest is float32; what is gathered has `dtype`. Gradients are
     accumulated and summed in float32, once per step: scattered over the shard axis, then all-reduced
     over the replica axis. They are summed, never averaged: the loss is already divided by the tokens of
     the global batch.

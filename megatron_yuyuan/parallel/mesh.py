@@ -1,6 +1,6 @@
 """The one place that knows the ranks: a mesh of three axes, pipeline x data x tensor.
 
-The data axis is itself two, replica x shard: what a data rank rests is divided over the shard axis
+The data axis is itself two, replica x shard: what a data rank holds at rest is divided over the shard axis
 and repeated over the replica axis. Everyone else receives a `Mesh` as an argument. Neighbouring ranks
 share a tensor axis, because it talks most, then a shard axis; the pipeline axis is outermost, because
 it talks least.
@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import _set_pg_timeout as set_timeout
+from torch.distributed.distributed_c10d import _set_pg_timeout  # torch 2.13 has no public one
 
 from megatron_yuyuan import launcher
 from megatron_yuyuan.config import ParallelConfig
@@ -143,12 +143,12 @@ def start(parallel: ParallelConfig, alike: Mapping[str, str] | None = None) -> M
 
 
 def _set_timeouts(mesh: Mesh, timeout: timedelta) -> None:
-    """Of every group that is not of all ranks: torch gives these the backend's default, whatever it was told
-    of that of all."""
+    """Set the timeout of every subgroup: torch gives subgroups the backend's default, not that of the group of
+    all ranks."""
     groups = [*mesh.axes.get_all_groups(), mesh.data.get_group(), mesh.tied_group]
     for group in groups:
         if group is not None:
-            set_timeout(timeout, group)
+            _set_pg_timeout(timeout, group)
 
 
 def _join(parallel: ParallelConfig, device: torch.device, gives_up: Callable[[], str]) -> None:
@@ -195,7 +195,7 @@ def stop() -> None:
 
 def abandon() -> None:
     """Leave the process group because of an error, which the others hear where gloo's connections close.
-    NCCL's group is left to the end of the process: others may wait in a collective, and it for them."""
+    A group of NCCL's is not destroyed: that would wait for ranks which may be waiting in a collective."""
     if dist.is_initialized() and dist.get_backend() != "nccl":
         dist.destroy_process_group()
 

@@ -67,7 +67,7 @@ def build_stages(config: Config, mesh: Mesh, kernels: Kernels | None = None) -> 
 def build_stage(
     config: Config, mesh: Mesh, plan: StagePlan, stage: int, kernels: Kernels | None = None
 ) -> GPT2:
-    """One of them."""
+    """Build one stage of the plan on the meta device, and divide it over the mesh."""
     with torch.device("meta"):
         model = GPT2(config.model, config.training.seed, kernels)
     keep_stage(model, plan, stage)

@@ -52,7 +52,7 @@ def stage_ranks(parallel: ParallelConfig) -> tuple[int, ...]:
 
 
 def balanced(config: Config, ranks: tuple[int, ...]) -> tuple[int, ...]:
-    """Layers per stage such that the stage that computes most computes least.
+    """Layers per stage that minimise the cost of the most expensive stage.
 
     A block costs its matrix products, so does the head; the embedding costs an addition for every
     element of its dense gradient and of its output, per micro batch. Every stage begins with one

@@ -186,7 +186,7 @@ class ColumnParallel(nn.Module):
 class ColumnParallelLinear(ColumnParallel):
     """y = x W^T + b, the output features divided over the tensor axis.
 
-    Every rank multiplies the same x by its own rows of W, so the forward is silent (sequence
+    Every rank multiplies the same x by its own rows of W, so the forward needs no communication (sequence
     parallel: x is gathered along T); the backward sums the gradient of x over the axis (sequence
     parallel: and scatters it) while it computes the gradients of W and b. Source: Shoeybi et al.
     2019, arXiv:1909.08053, section 3 (f); Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2

@@ -13,7 +13,8 @@ Action = tuple[str, int, int]
 
 
 def actions(schedule: str, ranks: int, virtual: int, micro_batches: int, rank: int) -> list[Action]:
-    """Of one of `ranks` pipeline ranks with `virtual` stages each. schedule: of `runs_as`."""
+    """What pipeline rank `rank` does in one step, in order. Each of `ranks` ranks has `virtual` stages.
+    schedule: of `runs_as`."""
     if schedule == "1F1B":
         return _one_forward_one_backward(min(micro_batches, ranks - rank), micro_batches)
     if schedule in ("GPipe", "LoopedBFS"):

@@ -157,7 +157,7 @@ def extended(short: RankReport, longer: RankReport, periods: int, received: int)
 
 
 def count_whole_step(config: Config, mesh: Mesh) -> RankReport:
-    """The same, micro batch by micro batch."""
+    """Take one step on fake tensors with every micro batch, and report it."""
     live, traffic, flops = LiveMemory(), Traffic(), Flops()
     with FakeTensorMode(allow_non_fake_inputs=True), Pretence():
         documents = Borders(eod=0, reset_attention_mask=True)

@@ -46,7 +46,7 @@ class Memory:
 
 
 def predict_memory(config: Config, ranks: int, pipeline_rank: int = 0) -> Memory:
-    """Of a rank of this pipeline rank, in a job of so many ranks. The configuration must be valid, with
+    """Predict the memory of a rank at `pipeline_rank` in a job of so many ranks. The configuration must be valid, with
     global_batch_size and vocab_size known."""
     step = _Step(config, ranks, pipeline_rank)
     step.play()
@@ -54,7 +54,7 @@ def predict_memory(config: Config, ranks: int, pipeline_rank: int = 0) -> Memory
 
 
 def fullest_rank(config: Config, ranks: int, capacity: float = math.inf) -> Memory:
-    """Of the pipeline rank that holds most, or of the first that holds more than `capacity` bytes."""
+    """The memory of the pipeline rank that holds most, or of the first that holds more than `capacity` bytes."""
     fullest = predict_memory(config, ranks, 0)
     for rank in range(1, config.parallel.pipeline_model_parallel_size):
         if fullest.total > capacity:

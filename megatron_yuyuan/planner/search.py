@@ -35,7 +35,7 @@ class Search:
 def search(
     config: Config, cluster: Cluster, reserved_gib: float = RESERVED_GIB, top: int = 10
 ) -> Search:
-    """Predict every layout of a configuration on a cluster; its own is not looked at.
+    """Predict every layout of a configuration on a cluster; the one it has is ignored.
 
     The time of all is predicted, and the memory of the fastest first, until enough fit. Raises
     ConfigErrors, those of the undivided model, where no layout at all is valid, and ConfigError where a

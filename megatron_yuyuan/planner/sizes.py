@@ -37,7 +37,7 @@ class Unit:
 
 
 class Sizes:
-    """Of a configuration on so many ranks."""
+    """Bytes of what a rank holds, for a configuration on so many ranks."""
 
     def __init__(self, config: Config, ranks: int):
         self.config, self.model, parallel = config, config.model, config.parallel

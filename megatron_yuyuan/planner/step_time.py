@@ -50,7 +50,8 @@ class RankWork:
 
 
 def predict_step(config: Config, cluster: Cluster) -> StepTime:
-    """Of a valid configuration with a known vocabulary and global batch, in bfloat16 or float16.
+    """Predict the time of a step, of a valid configuration in bfloat16 or float16 whose vocabulary and global
+    batch are known.
 
     The ranks of the pipeline compute m micro batches each, the busiest without a pause; then the others'
     last work is waited for (`idle_stages`). Exchanges of the data axis lie beside the first forward and

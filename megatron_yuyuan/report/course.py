@@ -95,7 +95,9 @@ def _happened(run: Run) -> list[tuple[float, str, str]]:
             f"A loss spike was taken back to step {e['iteration']:,}: samples {e['left_out'][0]:,} to "
             f"{e['left_out'][1]:,} are left out"
         ),
-        "straggler": lambda e: f"Rank {e['rank']} ({e['host']}) is {e['slower']:.1f} times slower",
+        "straggler": lambda e: (
+            f"Rank {e['rank']} ({e['host']}) takes {e['slower']:.1f} times as long as the median"
+        ),
         "start": lambda e: f"Start, {processes(e['ranks'])}: {e['layout']}",
     }
     kinds = {"save_failed": "trouble", "straggler": "trouble", "rollback": "spike"}

@@ -303,6 +303,7 @@ def train(
         if stop is None:
             after_evaluation()
         else:
+            beat("save", state.iteration)
             saver.save(None)
     while state.iteration < last and stop is None:
         beat("step", state.iteration)

@@ -47,7 +47,7 @@ class Stragglers:
         for rank, ratio in slow_ranks([seconds for _, seconds in everyone]).items():
             host = everyone[rank][0]
             self._log.line(
-                f"warning: rank {rank} ({host}) is {ratio:.1f} times slower than the median"
+                f"warning: rank {rank} ({host}) takes {ratio:.1f} times as long as the median rank"
             )
             self._log.event("straggler", iteration=iteration, rank=rank, host=host, slower=ratio)
 

@@ -28,7 +28,10 @@ def validate(config: Config, world_size: int) -> None:
         raise ConfigErrors(problems)
 
 
-LARGEST = {"distributed_timeout_minutes": 10**6}
+LARGEST = {
+    **dict.fromkeys(("hidden_size", "num_layers", "num_attention_heads", "vocab_size"), 2**31),
+    "distributed_timeout_minutes": 10**6,
+}
 """Setting -> the first number that is too large; of others 2**63."""
 
 
@@ -305,7 +308,7 @@ def _precision(config: Config) -> Problems:
 
 
 def _without_gpu(config: Config) -> Problems:
-    """What the CPU has not."""
+    """Settings that need a GPU, with device=cpu."""
     p = config.parallel
     if p.device != "cpu":
         return

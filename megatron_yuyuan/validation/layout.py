@@ -178,7 +178,8 @@ def _even(layers: int, stages: int) -> str:
 
 def divisors(number: int) -> list[int]:
     """All divisors of a positive number, ascending."""
-    return [k for k in range(1, number + 1) if number % k == 0]
+    small = [k for k in range(1, math.isqrt(number) + 1) if number % k == 0]
+    return sorted({*small, *(number // k for k in small)})
 
 
 def one_of(values: Iterable[int], given: int, count: int = 8) -> str:

@@ -46,7 +46,7 @@ def name_of(number: int) -> str:
 def not_awaited(
     rank: Rank, asked: str, seconds: float, beat: Beat, checkpoint: str | None
 ) -> LostError:
-    """Of a rank that was killed so long after a signal had asked it to stop."""
+    """The error for a rank that was killed so long after a signal had asked it to stop."""
     return LostError(
         f"{rank} was killed {beat.place}, {seconds:.0f} s after {asked}",
         f"whoever sent {asked} did not wait for its save, and an unfinished one does not count",
@@ -55,7 +55,7 @@ def not_awaited(
 
 
 def launcher_died(rank: Rank, launcher: int, beat: Beat, checkpoint: str | None) -> LostError:
-    """Of a rank that the kernel killed because torchrun had died."""
+    """The error for a rank that the kernel killed because torchrun had died."""
     return LostError(
         f"its launcher (pid {launcher}) died, and {rank} with it {beat.place}",
         "a rank that outlived torchrun would be in the next one's way",
@@ -64,7 +64,7 @@ def launcher_died(rank: Rank, launcher: int, beat: Beat, checkpoint: str | None)
 
 
 def did_not_come(waiting: Rank, absent: dict, checkpoint: str | None) -> LostError:
-    """Of a rank that hangs. absent: its heartbeat file."""
+    """The error for a rank that hangs. absent: its heartbeat file."""
     name = f"rank {absent['rank']} ({absent['host']}, pid {absent['pid']})"
     return LostError(
         f"{name} did not come: rank {waiting.rank} waited for it {absent['place']}",
@@ -100,7 +100,7 @@ def hosts_gone(silent: list[dict], checkpoint: str | None) -> LostError:
 def unknown(
     rank: Rank, beat: Beat, beats: list[dict], late: bool, checkpoint: str | None
 ) -> LostError:
-    """Of a rank that nobody can name. beats: the heartbeat files there are."""
+    """The error for a lost rank that nobody can name. beats: the heartbeat files there are."""
     what = "waited in vain for another rank" if late else "lost the connection to another rank"
     places = "; ".join(f"rank {b['rank']}: {b.get('stack', b['place'])}" for b in beats)
     return LostError(

@@ -37,11 +37,11 @@ def page(repository) -> str:
 
 
 def answers(repository) -> list[tuple[str, Config, int, list[str]]]:
-    """(GPUs, configuration, tokens, figures) of each row under "What the seeds ask", whose layouts are
+    """(GPUs, configuration, tokens, figures) of each row under "What the two original runs need", whose layouts are
     flags."""
     text = (repository / "docs" / "planner.md").read_text(encoding="utf-8")
     model, found = repository / "examples/configs/yuyuan_3.5b.toml", []
-    asked = text[text.index("## What the seeds ask") :]
+    asked = text[text.index("## What the two original runs need") :]
     for samples, tokens, table in re.findall(
         r"\*\*Steps of (\d+) samples, ([\d,]+) tokens\.\*\*.*?\n\n((?:\|[^\n]*\n)+)",
         asked,

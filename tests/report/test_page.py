@@ -73,7 +73,7 @@ def test_every_section_is_there_and_linked(made):
         "Goes on from step 200",
         "Step 320 passed over: not finite",
         "Loss spike at step 310: 9.000",
-        "Rank 3 (the disease) is 2.1 times slower",
+        "Rank 3 (the disease) takes 2.1 times as long as the median",
         "taken back to step 400: samples 320 to 383 are left out",
         "pipeline_model_parallel_size2default 1",
         "Ranks that share the layers",

@@ -127,7 +127,7 @@ def test_a_changed_token_is_refused(shard, refused):
     rewrite(prefix, 12, 4)
     assert "sha256 of the .bin: expected" in refused("check_data", prefix)
     rewrite(shard(DOCUMENTS), 12, 65535, claim=True)
-    assert "token id 65535 in document 1, known are 0 to 269" in refused("check_data", prefix)
+    assert "token id 65535 in document 1; valid ids are 0 to 269" in refused("check_data", prefix)
 
 
 def test_an_end_of_text_in_the_wrong_place_is_refused(shard, tokenizer, refused):

@@ -271,7 +271,7 @@ def _decide(folder: Path, units: int, size: int, pipe) -> None:
     from megatron_yuyuan.data.records import UnitFiles
 
     files = [UnitFiles(folder, number) for number in range(units)]
-    scanned = [ScannedUnit(f, f.done("made up"), f.number * size) for f in files]
+    scanned = [ScannedUnit(f, f.done("made up"), [f.number], f.number * size) for f in files]
     begun = time.perf_counter()
     kept = int((decide(scanned) == 0).sum())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
