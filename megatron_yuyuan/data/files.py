@@ -7,6 +7,7 @@ import io
 import os
 import platform
 import re
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -278,6 +279,10 @@ def remove_temporary(folder: Path, targets: Iterable[Path]) -> None:
                 file.unlink(missing_ok=True)
 
 
+LETTING_GO = 1.0
+"""Seconds in which the system ends a killed process, and a child that was being forked with its lock."""
+
+
 @contextmanager
 def hold(folder: Path, shared: bool) -> Iterator[None]:
     """Hold a folder for this process: alone, or together with others that hold it `shared`.
@@ -288,17 +293,27 @@ def hold(folder: Path, shared: bool) -> Iterator[None]:
     make_folder(folder)
     with open(folder / "lock", "ab") as stream:
         os.register_at_fork(after_in_child=stream.close)  # this process holds it, not its children
-        try:
-            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{folder} is in use by another process",
-                "two that write the same outputs would disturb each other",
-                "wait until it ends, or another --output-prefix",
-            ) from None
-        except OSError:
-            pass
+        deadline = time.monotonic() + LETTING_GO
+        while not _locked(stream, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"{folder} is in use by another process",
+                    "two that write the same outputs would disturb each other",
+                    "wait until it ends, or another --output-prefix",
+                )
+            time.sleep(0.02)
         yield
+
+
+def _locked(stream: BinaryIO, kind: int) -> bool:
+    """Whether the lock is taken; also where there are no locks."""
+    try:
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _cannot_write(target: str | Path, error: OSError) -> DataError:

@@ -4,11 +4,12 @@ import builtins
 import gzip
 import hashlib
 import random
+import threading
 
 import pytest
 
-from megatron_yuyuan.data.files import describe_source, open_input
-from megatron_yuyuan.errors import DataError
+from megatron_yuyuan.data.files import describe_source, hold, open_input
+from megatron_yuyuan.errors import ConfigError, DataError
 
 TEXT = b"".join(b"%d gout and water\n" % n for n in range(40_000))
 
@@ -112,3 +113,26 @@ def test_zstd_with_a_long_window_is_read(tmp_path):
     long = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True, compression_level=1)
     stream = zstandard.ZstdCompressor(compression_params=long).compressobj()
     assert read(tmp_path, stream.compress(TEXT) + stream.flush()) == TEXT
+
+
+def test_who_holds_a_folder_a_moment_longer_is_waited_for(tmp_path, monkeypatch):
+    """As the children of a killed process, which the system ends one after another."""
+    with hold(tmp_path, shared=False):
+        monkeypatch.setattr("megatron_yuyuan.data.files.LETTING_GO", 0.1)
+        with pytest.raises(ConfigError, match="is in use"), hold(tmp_path, shared=True):
+            pass
+    monkeypatch.setattr("megatron_yuyuan.data.files.LETTING_GO", 30.0)
+    held, leave = threading.Event(), threading.Event()
+
+    def other():
+        with hold(tmp_path, shared=False):
+            held.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert held.wait(30)
+    threading.Timer(0.2, leave.set).start()
+    with hold(tmp_path, shared=False):
+        assert leave.is_set()
+    thread.join()

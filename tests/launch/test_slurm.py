@@ -20,7 +20,8 @@ from megatron_yuyuan.log import read_metrics
 OF_THE_MACHINE = ("time", "seconds", "tokens_per_second", "tflops_per_device", "mfu", "memory_bytes",
                   "eta_seconds", "schema")  # fmt: skip
 TINY = (
-    *("--device", "cpu", "--num-layers", 2, "--hidden-size", 32, "--num-attention-heads", 4),
+    *("--device", "cpu", "--kernels", "auto", "--num-layers", 2, "--hidden-size", 32),
+    *("--num-attention-heads", 4),
     *("--vocab-size", 300, "--seq-length", 32, "--max-position-embeddings", 32, "--no-bf16"),
     *("--micro-batch-size", 4, "--global-batch-size", 8, "--train-iters", 40, "--epochs", 0),
     *("--tensor-model-parallel-size", 1, "--no-sequence-parallel", "--hidden-dropout", 0.1),
