@@ -256,6 +256,14 @@ BUGS = [
         (*RANKS, FLOAT),
     ),
     Bug(
+        "the exponential of a row that is not read, times a weight of 0",
+        "cross_entropy.cu",
+        "&& row_weight != 0.0f ? slope",
+        "? slope",
+        cross_entropy,
+        (*RANKS, FLOAT),
+    ),
+    Bug(
         "the first moment as if it had been averaged for ever",
         "adamw.cu",
         "step_size * m",

@@ -65,9 +65,9 @@ def together(shards: list[Shard], labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draws(size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (6, size), labels and weights (6,): first and last column, the middle, none."""
+    """Logits (6, size), labels and weights (6,): none, the last column, the middle, the first."""
     draw = torch.Generator().manual_seed(size)
-    labels = torch.tensor([0, size - 1, size // 2, max(size // 2 - 1, 0), IGNORE, size // 3])
+    labels = torch.tensor([IGNORE, size - 1, size // 2, max(size // 2 - 1, 0), 0, size // 3])
     center = torch.linspace(-150, 150, 6)[:, None]
     logits = (torch.randn(6, size, generator=draw) * 4 + center).to(dtype)
     weight = torch.rand(6, generator=draw) + 0.1

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kMostThreads)
         for (int i = 0; i < size; i++) {
             float onehot = start + i == label ? 1.0f : 0.0f;
             float slope = (__expf(x[i] - row_log_sum) - onehot) * row_weight;
-            x[i] = start + i < real ? slope : 0.0f;
+            x[i] = start + i < real && row_weight != 0.0f ? slope : 0.0f;
         }
         store(logits + start, x);
     }
