@@ -16,8 +16,8 @@ from megatron_yuyuan.kernels import compilers
 
 MOST_REGISTERS = {
     "cross_entropy": 40,
-    "gelu": 48,
-    "residual": 48,
+    "gelu": 40,
+    "residual": 40,
     "adamw": 48,
     "layer_norm": 128,
     "causal_softmax": 168,

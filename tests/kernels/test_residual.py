@@ -123,12 +123,12 @@ def test_the_number_of_blocks_changes_no_bit_of_dx_and_little_of_dbias():
         parity.assert_near(dbias, exact, "dbias")
 
 
-def test_backwards_of_columns_get_1024_threads_a_multiprocessor_and_not_more_blocks_than_rows():
-    """8 blocks of 128 threads, shared by the groups of columns: 128 of 4 float32 or 8 bfloat16."""
+def test_backwards_of_columns_get_1536_threads_a_multiprocessor_and_not_more_blocks_than_rows():
+    """12 blocks of 128 threads, shared by the groups of columns: 128 of 4 float32 or 8 bfloat16."""
     count, wide = emulated.kernels().yuyuan_column_blocks, (8, 768, 1024, 3072, 12288, 99 * 1024)
     with emulated.schedule("forward", multiprocessors=5):
-        assert [count(FLOAT32, 9999, columns) for columns in wide] == [40, 20, 20, 6, 1, 1]
-        assert [count(BFLOAT16, 9999, columns) for columns in wide] == [40, 40, 40, 13, 3, 1]
+        assert [count(FLOAT32, 9999, columns) for columns in wide] == [60, 30, 30, 10, 2, 1]
+        assert [count(BFLOAT16, 9999, columns) for columns in wide] == [60, 60, 60, 20, 5, 1]
         assert [count(BFLOAT16, rows, 768) for rows in (0, 3)] == [0, 3]
 
 

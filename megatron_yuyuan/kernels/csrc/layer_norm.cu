@@ -9,9 +9,10 @@
 namespace {
 
 // How rows of up to `columns` lie in a block: so many elements to a thread, `threads` at most.
-// resident: the threads that a multiprocessor holds at once with the registers of a backward.
+// resident: the threads that a multiprocessor holds at once with the registers of a backward. A
+// short row of half precision is one vector to a thread: it waits for the memory once.
 struct Short {
-    static constexpr int columns = 2048, elements = 8, threads = 256, resident = 768;
+    static constexpr int columns = 3072, elements = 8, threads = 384, resident = 768;
 };
 struct Long {
     static constexpr int columns = YUYUAN_NORM_COLUMNS, elements = 16, threads = 512,
@@ -118,19 +119,28 @@ struct ColumnSums {
     Part<T, vectors> dweight = {}, dbias = {}, dbranch = {};
 };
 
-// normalised = (x - mean) * rstd, g = dy * weight, and the row's sums of g and of g * normalised.
+// What one thread holds of a row of a backward pass: normalised = (x - mean) * rstd, g = dy *
+// weight, the row's sums of g and of g * normalised, and dsum as it came: it is read beside x and
+// dy, not behind the sums, for which the block waits.
+template <class T, int vectors>
+struct RowOfBackward {
+    Part<T, vectors> normalised, g;
+    Vector<T> dsum[vectors] = {};
+    float sums[2] = {};
+};
+
 template <class T, int vectors>
 __device__ __forceinline__ void read_gradient(const Backward<T> &b, int64_t row, int columns,
-                                              Part<T, vectors> &normalised, Part<T, vectors> &g,
-                                              ColumnSums<T, vectors> &column_sums,
-                                              float (&sums)[2]) {
+                                              RowOfBackward<T, vectors> &r,
+                                              ColumnSums<T, vectors> &column_sums) {
     constexpr int size = Vector<T>::size;
     float mean = b.mean[row], rstd = b.rstd[row];
-    sums[0] = sums[1] = 0.0f;
     for_vectors<T, vectors>(columns, [&](int q, int column) {
-        float weight[size], *n = normalised.values[q], *d = g.values[q];
-        load(b.x + row * columns + column, n);
-        load(b.dy + row * columns + column, d);
+        int64_t place = row * columns + column;
+        float weight[size], *n = r.normalised.values[q], *d = r.g.values[q];
+        load(b.x + place, n);
+        load(b.dy + place, d);
+        if (b.dsum != nullptr) r.dsum[q] = vector_at(b.dsum + place);
         load(b.weight + column, weight);
 #pragma unroll
         for (int i = 0; i < size; i++) {
@@ -138,30 +148,28 @@ __device__ __forceinline__ void read_gradient(const Backward<T> &b, int64_t row,
             column_sums.dweight.values[q][i] += d[i] * n[i];
             column_sums.dbias.values[q][i] += d[i];
             d[i] *= weight[i];
-            sums[0] += d[i];
-            sums[1] += d[i] * n[i];
+            r.sums[0] += d[i];
+            r.sums[1] += d[i] * n[i];
         }
     });
-    block_reduce<Sum>(sums);
+    block_reduce<Sum>(r.sums);
 }
 
 // dx = rstd (g - mean(g) - normalised mean(g normalised)) + dsum, written over g; stored, and with
 // a branch its dropout backward as well, which is not rounded before.
 template <class T, int vectors, bool branch>
 __device__ __forceinline__ void write_gradient(const Backward<T> &b, int64_t row, int columns,
-                                               const Part<T, vectors> &normalised,
-                                               Part<T, vectors> &g,
-                                               ColumnSums<T, vectors> &column_sums,
-                                               const float (&sums)[2]) {
+                                               RowOfBackward<T, vectors> &r,
+                                               ColumnSums<T, vectors> &column_sums) {
     constexpr int size = Vector<T>::size;
-    float rstd = b.rstd[row], mean_g = sums[0] / columns, mean_gn = sums[1] / columns;
+    float rstd = b.rstd[row], mean_g = r.sums[0] / columns, mean_gn = r.sums[1] / columns;
     for_vectors<T, vectors>(columns, [&](int q, int column) {
         int64_t place = row * columns + column;
-        float dsum[size] = {}, *dx = g.values[q];
-        if (b.dsum != nullptr) load(b.dsum + place, dsum);
+        float dsum[size], *dx = r.g.values[q];
+        widen(r.dsum[q], dsum);
 #pragma unroll
         for (int i = 0; i < size; i++)
-            dx[i] = rstd * (dx[i] - mean_g - normalised.values[q][i] * mean_gn) + dsum[i];
+            dx[i] = rstd * (dx[i] - mean_g - r.normalised.values[q][i] * mean_gn) + dsum[i];
         store(b.dx + place, dx);
         if (!branch) return;
         drop<size>(dx, b.dropout, row, column, columns);
@@ -190,10 +198,9 @@ __global__ void __launch_bounds__(Length::threads, Length::resident / Length::th
     constexpr int vectors = Length::elements / Vector<T>::size;
     ColumnSums<T, vectors> column_sums;
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-        Part<T, vectors> normalised, g;
-        float sums[2];
-        read_gradient(b, row, columns, normalised, g, column_sums, sums);
-        write_gradient<T, vectors, branch>(b, row, columns, normalised, g, column_sums, sums);
+        RowOfBackward<T, vectors> r;
+        read_gradient(b, row, columns, r, column_sums);
+        write_gradient<T, vectors, branch>(b, row, columns, r, column_sums);
     }
     int64_t matrix = int64_t(gridDim.x) * columns;
     store_part(b.partial, column_sums.dweight, columns);

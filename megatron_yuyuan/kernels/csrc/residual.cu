@@ -44,10 +44,10 @@ __global__ void __launch_bounds__(kColumnThreads)
 
 }  // namespace
 
-// 1,024 threads, because a thread of a backward with column sums needs up to 48 registers.
+// 1,536 threads, because a thread of a backward with column sums needs up to 40 registers.
 int yuyuan_column_blocks(int dtype, int64_t rows, int columns) {
     return with_type(dtype, [=](auto zero) -> int {
-        return column_blocks<decltype(zero)>(rows, columns, 1024);
+        return column_blocks<decltype(zero)>(rows, columns, 1536);
     });
 }
 

@@ -28,12 +28,22 @@ __device__ __forceinline__ __nv_bfloat16 round_to<__nv_bfloat16>(float x) {
     return __float2bfloat16_rn(x);
 }
 
-// values[0 .. Vector<T>::size) = the vector at `from`, which is aligned to 16 bytes.
+// The vector at `from`, which is aligned to 16 bytes.
 template <class T>
-__device__ __forceinline__ void load(const T *from, float *values) {
-    Vector<T> vector = *reinterpret_cast<const Vector<T> *>(from);
+__device__ __forceinline__ Vector<T> vector_at(const T *from) {
+    return *reinterpret_cast<const Vector<T> *>(from);
+}
+
+// values[0 .. Vector<T>::size) = the vector.
+template <class T>
+__device__ __forceinline__ void widen(const Vector<T> &vector, float *values) {
 #pragma unroll
     for (int i = 0; i < Vector<T>::size; i++) values[i] = to_float(vector.values[i]);
+}
+
+template <class T>
+__device__ __forceinline__ void load(const T *from, float *values) {
+    widen(vector_at(from), values);
 }
 
 template <class T>
