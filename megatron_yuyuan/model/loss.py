@@ -73,10 +73,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss, weight_gradient = torch.zeros(1, device=x.device), None
         if learning:
             hidden_gradient = torch.empty_like(hidden)
-            if ctx.needs_input_grad[1]:
-                weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
-        length = chunk_length(len(weight), LOGITS_ON_CUDA if x.is_cuda else LOGITS_AT_A_TIME)
-        memory = hidden.new_empty(min(length, len(hidden)), len(weight))  # of each chunk in turn
+        limit = LOGITS_ON_CUDA if x.is_cuda else LOGITS_AT_A_TIME
+        length = chunk_length(len(hidden), len(weight), limit)
+        memory = hidden.new_empty(length, len(weight))  # of each chunk in turn
         for start in range(0, len(hidden), length):
             part = slice(start, start + length)
             logits = memory[: len(labels[part])]
@@ -85,8 +84,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss += part_loss
             if learning:
                 torch.mm(gradient.to(x.dtype), weight, out=hidden_gradient[part])
-                if weight_gradient is not None:
-                    _add_product(weight_gradient, gradient.t(), hidden[part])
+                if ctx.needs_input_grad[1]:
+                    weight_gradient = _add_product(weight_gradient, gradient.t(), hidden[part])
         if learning:
             ctx.save_for_backward(hidden_gradient.view_as(x), weight_gradient)
         return loss
@@ -94,18 +93,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, scale):
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        gradients = [
-            None if gradient is None else (gradient * scale).to(hidden_gradient.dtype)
-            for gradient in (hidden_gradient, weight_gradient)
-        ]
+        gradients = []
+        for gradient in (hidden_gradient, weight_gradient):
+            if gradient is None:
+                gradients.append(None)
+                continue
+            scaled = torch.empty_like(gradient, dtype=hidden_gradient.dtype)
+            gradients.append(torch.mul(gradient, scale, out=scaled))  # one pass, rounded once
         return *gradients, None, None, None, None
 
 
-def _add_product(result: Tensor, a: Tensor, b: Tensor) -> None:
-    """result (float32) += a b. a may be more exact than b."""
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """total + a b in float32, in the place of total if there is one. a may be more exact than b."""
     if b.is_cuda and b.dtype != torch.float32:
-        result += torch.mm(a.to(b.dtype), b, out_dtype=torch.float32)
+        product = torch.mm(a.to(b.dtype), b, out_dtype=torch.float32)
     elif b.dtype == torch.bfloat16:  # the CPU's product is rounded to it
-        result += a.to(b.dtype) @ b
-    else:  # float16: a sum over tokens is outside its range
-        result.addmm_(a.float(), b.float())
+        product = a.to(b.dtype) @ b
+    elif total is not None:  # float16: a sum over tokens is outside its range
+        return total.addmm_(a.float(), b.float())
+    else:
+        product = a.float() @ b.float()
+    return product.float() if total is None else total.add_(product)

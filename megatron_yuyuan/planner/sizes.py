@@ -164,7 +164,7 @@ class Sizes:
     def logits(self) -> int:
         """Of the loss's longest chunk, with everything between them and their gradient."""
         limit = LOGITS_ON_CUDA if self.on_gpu else LOGITS_AT_A_TIME
-        length = min(self.tokens, chunk_length(self.rows, limit))
+        length = chunk_length(self.tokens, self.rows, limit)
         chunk = length * self.rows
         if self.on_gpu:
             return chunk * self.width + 4 * self.embedding

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from megatron_yuyuan.config import IGNORE
 from megatron_yuyuan.kernels import Kernels, VocabularyRows
 from megatron_yuyuan.model import loss as loss_module
+from megatron_yuyuan.model.chunks import LOGITS_ON_CUDA, TILE, chunk_length
 from megatron_yuyuan.model.loss import LanguageModelHead, linear_cross_entropy
 
 B, T, C, V, VOCAB = 3, 7, 16, 128, 101
@@ -54,6 +55,22 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(chunk, dtype, bound)
         difference = (actual.float() - reference.float()).abs().max()
         assert difference <= 10 * bound * reference.float().abs().max()
     assert not weight.grad[VOCAB:].any()
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 64, 320, 1000, 8192, 16384])
+@pytest.mark.parametrize("limit", [1, 4, 64, 65, 200, 5336])
+def test_chunks_are_within_the_limit_and_about_as_long_as_each_other(tokens, limit):
+    length = chunk_length(tokens, 50304, 50304 * limit + 50303)
+    assert 1 <= length <= min(tokens, limit)
+    assert length % TILE == 0 or length == tokens or limit <= TILE
+    if limit >= TILE:
+        last = tokens - (tokens - 1) // length * length
+        assert last > length - TILE * -(-tokens // length)
+
+
+def test_the_chunks_of_the_3_5b_model_on_a_gpu():
+    samples = {4: 4096, 8: 4096, 16: 4096, 3: 3072}  # of a micro batch, of 1,024 tokens each
+    assert {b: chunk_length(1024 * b, 50304, LOGITS_ON_CUDA) for b in samples} == samples
 
 
 def test_a_sum_over_tokens_may_leave_the_range_of_float16():
