@@ -33,4 +33,5 @@ class Kernels:
     causal_softmax: Callable[[Tensor, float], Tensor] = reference.causal_softmax
     largest: Callable[[Tensor], Tensor] = reference.largest
     to_float8: Callable[[Tensor, Tensor, dtype], Tensor] = reference.to_float8
+    transposed: Callable[[Tensor], Tensor] = reference.transposed
     float8_product: Callable[..., Tensor] = reference.float8_product

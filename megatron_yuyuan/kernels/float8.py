@@ -35,17 +35,26 @@ def scaled_product(
     scales: tuple[Tensor, Tensor],
     dtype: torch.dtype,
     bias: Tensor | None = None,
+    fast: bool = False,
 ) -> Tensor:
     """`reference.float8_product` by tensor cores."""
     recipe = F.ScalingType.TensorWise
     return F.scaled_mm(
-        a, b.t(), scales[0], recipe, scales[1], recipe, bias=bias, output_dtype=dtype
+        a,
+        b.t(),
+        scales[0],
+        recipe,
+        scales[1],
+        recipe,
+        bias=bias,
+        output_dtype=dtype,
+        use_fast_accum=fast,
     )
 
 
 def with_float8(kernels: Kernels, name: str, device: torch.device) -> Kernels:
-    """The kernels of --kernels `name` with products by the tensor cores of `device`, and with the rounding of
-    their factors compiled into one pass by torch. The reference, asked for by name, emulates them, which
+    """The kernels of --kernels `name` with products by the tensor cores of `device`, and with the rounding and
+    the transposing of their factors compiled by torch. The reference, asked for by name, emulates them, which
     takes longer than without float8. Raises KernelsError."""
     if name == "reference":
         return kernels
@@ -65,5 +74,6 @@ def with_float8(kernels: Kernels, name: str, device: torch.device) -> Kernels:
         kernels,
         largest=torch.compile(reference.largest),
         to_float8=torch.compile(reference.to_float8),
+        transposed=torch.compile(reference.transposed),
         float8_product=scaled_product,
     )

@@ -118,18 +118,26 @@ def to_float8(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (x.float() / scale).clamp(-limit, limit).to(dtype)
 
 
+def transposed(x: Tensor) -> Tensor:
+    """(M, K) -> (K, M), by its rows: tensor cores take float8 factors by the dim that is summed alone."""
+    return x.t().contiguous()
+
+
 def float8_product(
     a: Tensor,
     b: Tensor,
     scales: tuple[Tensor, Tensor],
     dtype: torch.dtype,
     bias: Tensor | None = None,
+    fast: bool = False,
 ) -> Tensor:
     """scale_a scale_b (a b^T) + bias of float8 numbers.
 
-        a, b    (M, K), (N, K) float8; both by their rows, as tensor cores take them
+        a, b    (M, K), (N, K) float8; both by their rows
         scales  those of a and b, () float32 each
         bias    (N,), or None
+        fast    whether tensor cores may add up all K terms in their own registers, which have fewer
+                digits than float32; here they never do
         return  (M, N) of `dtype`
 
     Float8 numbers are exact in float32, and so are the products of two of them.

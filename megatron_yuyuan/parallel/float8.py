@@ -4,11 +4,13 @@
     dx = dy W      the gradients' format (hybrid: e5m2), e4m3
     dW = dy^T x    the gradients' format, e4m3
 
-A scale is always that of the whole tensor of a micro batch. Where each rank holds a part of it, its
-largest element is found over the tensor axis, by an all-reduce of one or two numbers: so no layout
-changes a scale, and results differ between layouts by the rounding of sums alone. Everything else stays
-as it was: float32 weights at rest, bfloat16 outputs and gradients, head, attention and LoRA's factors in
-bfloat16. Evaluation and generation, which want no gradient, multiply in bfloat16 too.
+The forward's sums may be taken with the fewer digits of the tensor cores' own registers, as Transformer
+Engine and torchao take them: it is faster. A scale is always that of the whole tensor of a micro batch.
+Where each rank holds a part of it, its largest element is found over the tensor axis, by an all-reduce
+of one or two numbers: so no layout changes a scale, and results differ between layouts by the rounding
+of sums alone. Everything else stays as it was: float32 weights at rest, bfloat16 outputs and gradients,
+head, attention and LoRA's factors in bfloat16. Evaluation and generation, which want no gradient,
+multiply in bfloat16 too.
 """
 
 from dataclasses import dataclass
@@ -86,7 +88,7 @@ class _Float8Linear(torch.autograd.Function):
         ctx.axis, ctx.enters, ctx.gathers = axis, enters, enters and axis.divides_sequence
         if ctx.gathers:
             x8 = _gathered(_start_gather(x8, axis.group))
-        y = kernels.float8_product(x8.flatten(0, 1), w8, scales, x.dtype, bias)
+        y = kernels.float8_product(x8.flatten(0, 1), w8, scales, x.dtype, bias, fast=True)
         return y.view(*x8.shape[:2], -1)
 
     @staticmethod
@@ -99,20 +101,15 @@ class _Float8Linear(torch.autograd.Function):
         dy8 = kernels.to_float8(rows, scale, axis.gradient_format)
         dx, arriving, dw = None, None, None
         if ctx.needs_input_grad[0]:
-            w8 = kernels.to_float8(weight, w_scale, E4M3)
-            dx = product(dy8, _by_columns(w8), (scale, w_scale), dy.dtype).view(*dy.shape[:2], -1)
+            w8 = kernels.transposed(kernels.to_float8(weight, w_scale, E4M3))
+            dx = product(dy8, w8, (scale, w_scale), dy.dtype).view(*dy.shape[:2], -1)
             arriving = axis.start_back(dx) if ctx.enters else None
         if x8 is not None:
             x8 = _gathered(gathering) if gathering else x8
-            columns = _by_columns(dy8), _by_columns(x8.flatten(0, 1))
+            columns = kernels.transposed(dy8), kernels.transposed(x8.flatten(0, 1))
             dw = product(*columns, (scale, x_scale), weight.dtype)
         db = rows.sum(0) if ctx.needs_input_grad[2] else None
         return arriving.wait() if arriving else dx, dw, db, None, None
-
-
-def _by_columns(x: Tensor) -> Tensor:
-    """(M, K) -> (K, M), by its rows: tensor cores take float8 factors by the dim that is summed alone."""
-    return x.t().contiguous()
 
 
 def _start_gather(x: Tensor, group: ProcessGroup) -> Started:

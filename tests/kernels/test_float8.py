@@ -64,6 +64,7 @@ def test_torchs_product_is_the_reference(format_of_a, with_bias):
     exact = scales[0].double() * a.double() @ (scales[1].double() * b.double()).t()
     exact = exact + bias.double() if with_bias else exact
     torch.testing.assert_close(expected.double(), exact, rtol=2**-8, atol=1e-5)
+    assert torch.equal(scaled_product(a, b, scales, torch.bfloat16, bias, fast=True).float(), found)
     other = scaled_product(a, b, (scales[0] * 1.1, scales[1]), torch.bfloat16, bias).float()
     assert (other - expected).abs().max() > 10 * (found - expected).abs().max()
 
