@@ -42,7 +42,7 @@ def _reached(save: str) -> int:
 
 
 @contextmanager
-def joined(
+def mesh_of_job(
     config: Config, stopping: Stopping, watched: Watched, alike: Mapping[str, str]
 ) -> Iterator[Mesh]:
     """The mesh, while the ranks are together and no other job writes to SAVE.

@@ -51,7 +51,7 @@ def rehearse(config: Config, samples: Samples) -> None:
             reports.append(count_a_step(config, mesh))
     for line in [*draw_memory(reports), *draw_exchanges(reports)]:
         log.line(line)
-    require_room(config, ranks, reports, log)
+    require_memory(config, ranks, reports, log)
 
 
 def checked(
@@ -60,7 +60,7 @@ def checked(
     """The configuration as the run would resolve it, and its training and validation set if named.
     Raises what the run would raise before its process group exists."""
     origin = named_origin(config, log)
-    tokenizer = named_tokenizer(config, origin, log)
+    tokenizer = tokenizer_or_stand_in(config, origin, log)
     config = resolve(config, tokenizer, origin, ranks)
     validate(config, ranks)
     require_extras(config.logging)
@@ -82,7 +82,7 @@ def named_origin(config: Config, log: Log) -> Origin | None:
     return starting_point(config)
 
 
-def named_tokenizer(config: Config, origin: Origin | None, log: Log):
+def tokenizer_or_stand_in(config: Config, origin: Origin | None, log: Log):
     """The run's tokenizer, or a stand-in where none is named but the vocabulary's size is."""
     data = config.data
     named = data.tokenizer_model or data.vocab_file or data.merge_file
@@ -113,7 +113,7 @@ def draw_exchanges(reports: list[RankReport]) -> list[str]:
     return table(rows, "  ")
 
 
-def require_room(config: Config, ranks: int, reports: list[RankReport], log: Log) -> None:
+def require_memory(config: Config, ranks: int, reports: list[RankReport], log: Log) -> None:
     """Raises ConfigError where the tensors of a rank, and what a GPU is assumed to need beside them, do
     not fit into gpu_memory_gib.
 

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_yuyuan.attempt import joined, refusal_reported
+from megatron_yuyuan.attempt import mesh_of_job, refusal_reported
 from megatron_yuyuan.checkpoint.dcp import iteration_of
 from megatron_yuyuan.checkpoint.retention import best_checkpoint
 from megatron_yuyuan.checkpoint.rollback import Rollback
@@ -98,8 +98,7 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
         overridden = accept_changes(config, origin, ranks, data)
         alike = of_every_rank(config, origin, tokenizer, len(training_set))
 
-    start = joined(config, stopping, watched, alike)
-    with start as mesh, memory_explained(config, mesh):
+    with mesh_of_job(config, stopping, watched, alike) as mesh, memory_explained(config, mesh):
         if config.training.computes_alike:
             repeat_exactly(mesh.device)
         log = open_log(config, mesh)

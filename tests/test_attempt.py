@@ -68,7 +68,7 @@ def start_alone(save, monkeypatch) -> YuyuanError:
     monkeypatch.setattr(attempt.mesh_module, "join", join)
     config = Config().replace(save=str(save))
     watched = Watched(Rank(0, 2, ""), str(save))
-    start_of_run = attempt.joined(config, Stopping(config.training), watched, {})
+    start_of_run = attempt.mesh_of_job(config, Stopping(config.training), watched, {})
     with pytest.raises(YuyuanError) as error, start_of_run:
         pytest.fail("it has begun")
     return error.value
@@ -122,5 +122,5 @@ def test_a_rank_may_report_from_the_moment_the_lease_is_held(tmp_path, monkeypat
         attempt.mesh_module, "start", lambda *_: owned.append(watched.heartbeat.read().owns)
     )
     config = Config().replace(save=str(tmp_path))
-    with attempt.joined(config, Stopping(config.training), watched, {}):
+    with attempt.mesh_of_job(config, Stopping(config.training), watched, {}):
         assert owned == [True]

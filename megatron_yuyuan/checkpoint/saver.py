@@ -31,7 +31,7 @@ from megatron_yuyuan.errors import SpaceError
 from megatron_yuyuan.faults import fault_point
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.train.state import TrainState
-from megatron_yuyuan.train.verification import require_alike
+from megatron_yuyuan.train.verification import require_same_copies
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Saver:
     def save(self, validation_loss: float | None = None) -> None:
         """Write a checkpoint of this moment. validation_loss: of an evaluation at this iteration. Raises
         MachineError where copies of a tensor on several ranks differ: see train/verification.py."""
-        require_alike(self._state)
+        require_same_copies(self._state)
         begun, iteration = time.perf_counter(), self._state.iteration
         write = partial(
             self._write, begun, iteration, self._state.tensors(), self._document(validation_loss)
@@ -198,7 +198,7 @@ class BackgroundSaver(Saver):
 
     def save(self, validation_loss: float | None = None) -> None:
         """Copy this moment, and begin to write it. Raises MachineError as `Saver.save` does."""
-        require_alike(self._state)
+        require_same_copies(self._state)
         begun, iteration = time.perf_counter(), self._state.iteration
         self._wait()
         staged = self._stager.stage(self._state.tensors())

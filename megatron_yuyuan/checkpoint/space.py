@@ -23,7 +23,7 @@ def checkpoint_bytes(tensors: dict[str, Tensor], ranks: Ranks) -> int:
 def require_space(directory: Path, needed: int) -> None:
     """Raises SpaceError where fewer than `needed` bytes are free for a checkpoint in a directory,
     which need not exist yet."""
-    free = shutil.disk_usage(nearest(directory)).free
+    free = shutil.disk_usage(existing_parent(directory)).free
     if free < needed:
         raise no_space(directory, f"it takes {_readable(needed)}, {_readable(free)} are free")
 
@@ -33,7 +33,7 @@ def require_place(directory: Path, needed: int) -> None:
     SpaceError where not even one checkpoint fits. Leaves nothing there."""
     try:
         require_space(directory, needed)
-        with tempfile.TemporaryFile(dir=nearest(directory)):
+        with tempfile.TemporaryFile(dir=existing_parent(directory)):
             pass
     except OSError as error:
         raise DataError(
@@ -52,7 +52,7 @@ def no_space(place: Path, cause: str) -> SpaceError:
     )
 
 
-def nearest(directory: Path) -> Path:
+def existing_parent(directory: Path) -> Path:
     """The directory, or the first above it that exists."""
     directory = directory.absolute()
     return next(path for path in (directory, *directory.parents) if path.exists())

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryFile
 
 from megatron_yuyuan.checkpoint.ranks import Ranks
-from megatron_yuyuan.checkpoint.space import nearest, require_place
+from megatron_yuyuan.checkpoint.space import existing_parent, require_place
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.doctor.findings import ERROR, OK, WARNING, Finding, name_ranks
 from megatron_yuyuan.doctor.last_run import examine_last_run
@@ -55,7 +55,7 @@ def examine_storage(config: Config, resolved: bool) -> list[Finding]:
     seen = same_place(Path(save), ranks)
     if seen.level == ERROR:
         return [seen]
-    taken = ranks.gathered(seconds_to_write(nearest(Path(save))))
+    taken = ranks.gathered(seconds_to_write(existing_parent(Path(save))))
     if refused := [rank for rank, seconds in enumerate(taken) if isinstance(seconds, str)]:
         said = (
             f"{name_ranks(refused)}: cannot write {WRITTEN_BLOCKS} MiB there: {taken[refused[0]]}"
@@ -63,14 +63,14 @@ def examine_storage(config: Config, resolved: bool) -> list[Finding]:
         why, remedy = "a checkpoint is larger", "room there, or --save on another file system"
         return [seen, Finding("disk speed", ERROR, said, why, remedy)]
     speed = WRITTEN_BLOCKS * BLOCK * ranks.size / max(taken)
-    free = ranks.on_first(lambda: shutil.disk_usage(nearest(Path(save))).free)
+    free = ranks.on_first(lambda: shutil.disk_usage(existing_parent(Path(save))).free)
     last_run = ranks.on_first(lambda: examine_last_run(Path(save)))
     return [seen, *last_run, *room(config, free, needed, speed)]
 
 
 def same_place(directory: Path, ranks: Ranks) -> Finding:
     """Whether every rank sees what rank 0 has written there."""
-    folder = ranks.on_first(lambda: nearest(directory))
+    folder = ranks.on_first(lambda: existing_parent(directory))
     with ExitStack() as files:
 
         def begin_file() -> str:

@@ -56,14 +56,14 @@ def generate_batch(
     """
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens={max_new_tokens}", "no text is that short", "1 or more")
-    require_room(prompts, model.config.max_position_embeddings)
+    require_positions(prompts, model.config.max_position_embeddings)
     if not prompts:
         return []
     batch = _Batch(model, prompts, max_new_tokens, use_cache)
     return batch.run(Sampling(**sampling), eod)
 
 
-def require_room(prompts: Sequence[Sequence[int]], positions: int) -> None:
+def require_positions(prompts: Sequence[Sequence[int]], positions: int) -> None:
     """Raise DataError for a prompt that is empty or leaves no position for a token."""
     for number, prompt in enumerate(prompts):
         if not 0 < len(prompt) < positions:
@@ -182,7 +182,9 @@ def complete_all(
 
     Prompts of like length are asked together, so that little is padded.
     """
-    require_room(prompts, loaded.model.config.max_position_embeddings)  # all, before any is asked
+    require_positions(
+        prompts, loaded.model.config.max_position_embeddings
+    )  # all, before any is asked
     eod, texts = loaded.tokenizer.eod, [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     for start in range(0, len(order), batch_size):

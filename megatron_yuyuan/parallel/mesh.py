@@ -48,6 +48,8 @@ def choose_device(parallel: ParallelConfig) -> torch.device:
             raise ConfigError("distributed_backend=nccl on the CPU", why, "gloo, or leave it out")
         return torch.device("cpu")
     rank = launcher.local_rank()
+    if found == 1 and not launcher.by_torchrun():
+        rank = 0  # srun can show each of its tasks that task's GPU alone; NCCL refuses one for two
     if rank >= found:
         raise ConfigError(
             f"local rank {rank} has no CUDA device: this machine has {found}",

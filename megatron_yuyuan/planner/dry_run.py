@@ -162,7 +162,7 @@ def count_whole_step(config: Config, mesh: Mesh) -> RankReport:
     with FakeTensorMode(allow_non_fake_inputs=True), Pretence():
         documents = Borders(eod=0, reset_attention_mask=True)
         borders = documents if config.data.divides_attention else None
-        trainer = Trainer(config, build_state(config, mesh, kernels_of(config)), borders)
+        trainer = Trainer(config, build_state(config, mesh, counted_kernels(config)), borders)
         state = trainer.state
         parameters = [parameter for _, parameter in named_parameters(state.stages)]
         learned = [parameter for parameter in parameters if parameter.requires_grad]
@@ -183,7 +183,7 @@ def count_whole_step(config: Config, mesh: Mesh) -> RankReport:
     )
 
 
-def kernels_of(config: Config) -> Kernels:
+def counted_kernels(config: Config) -> Kernels:
     """Those of the job's device. torch.compile's and apex's keep what the reference keeps."""
     if not config.parallel.means_fused_kernels:
         return Kernels()

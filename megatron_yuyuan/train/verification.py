@@ -86,7 +86,7 @@ def verify_step(trainer: Computes, dataset: Dataset) -> None:
     )
 
 
-def require_alike(state: TrainState) -> None:
+def require_same_copies(state: TrainState) -> None:
     """Compare every part of a parameter or moment that several ranks hold: over the data ranks under
     no_shard, over the instances of hybrid sharding, over the tensor ranks what these do not divide, and the
     two copies of the embedding. Costs what hashing these takes.

@@ -43,6 +43,20 @@ def test_a_rank_without_a_device_of_its_own_is_refused(monkeypatch):
     assert mesh.choose_device(ParallelConfig()).index == 1
 
 
+def test_a_task_of_srun_may_see_its_own_device_alone(monkeypatch):
+    """As `srun --gpus-per-task 1` shows them; under torchrun it is a process too many."""
+    for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(mesh.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(mesh.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    assert mesh.choose_device(ParallelConfig()).index == 0
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    with pytest.raises(ConfigError, match="local rank 3 has no CUDA device"):
+        mesh.choose_device(ParallelConfig())
+
+
 def places(parallel: ParallelConfig) -> tuple[list[dict[str, int]], str]:
     """Where each rank stands on every axis, and how the mesh is described."""
     own = mesh.start(parallel)
