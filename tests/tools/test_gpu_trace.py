@@ -91,6 +91,16 @@ def test_an_exchange_with_nothing_beside_it_fails(gpu_trace, written):
         gpu_trace.main([str(written(PRODUCTS + late))])
 
 
+def test_the_group_of_all_ranks_is_judged_where_it_is_the_data_axis(gpu_trace, written):
+    late = [kernel(GATHER, 180, 40, "default_pg"), kernel(SUM, 300, 50, "default_pg")]
+    trace = str(written(PRODUCTS + late))
+    gpu_trace.main([trace, "--data-parallel-only"])
+    trace = str(written([*PRODUCTS, *late, kernel(SCATTER, 300, 50, "default_pg")]))
+    gpu_trace.main([trace])
+    with pytest.raises(SystemExit, match="reduce-scatter over default_pg"):
+        gpu_trace.main([trace, "--data-parallel-only"])
+
+
 def test_two_exchanges_at_once_are_no_computing(gpu_trace, written):
     trace = written([kernel(GATHER, 0, 10, "mesh_shard"), kernel(SCATTER, 0, 10, "mesh_shard")])
     assert {found["hidden"] for found in gpu_trace.overlap(trace).values()} == {0.0}

@@ -5,7 +5,7 @@ of what the ranks exchange is hidden behind computing.
     python tools/benchmark/gpu_trace.py SAVE/profile/rank_00.json.gz [...]
 
 Ends with status 1 where gradients are reduced, or parameters gathered, over the data axis with nothing beside it. An
-axis of all ranks shares their group: what is exchanged over `default_pg` is shown and not judged.
+axis of all ranks has their group, `default_pg`, which is judged with --data-parallel-only.
 """
 
 import gzip
@@ -34,6 +34,8 @@ COLLECTIVES = {
 """Part of the name of an NCCL kernel, lower case and without underscores -> collective."""
 OF_DATA = ("mesh_shard", "mesh_replica", "mesh_data")
 """Descriptions of the process groups of FSDP2's exchanges: torch names a group after its axis of the mesh."""
+ALL_RANKS = ("all-gather over default_pg", "reduce-scatter over default_pg")
+"""FSDP2's over an axis of all ranks; what else they exchange is all-reduced."""
 HIDDEN = 0.5
 """The least share of an exchange over the data axis that is to run beside computing. The first gathering of a
 forward and the last reduction of a backward have nothing beside them."""
@@ -45,8 +47,12 @@ def main(args: Sequence[str] | None = None) -> None:
     """Print what each trace shows."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("traces", type=Path, nargs="+", metavar="TRACE")
-    exposed = []
-    for path in parser.parse_args(args).traces:
+    parser.add_argument(
+        "--data-parallel-only", action="store_true", help="all ranks are one data axis"
+    )
+    options, exposed = parser.parse_args(args), []
+    of_data = (*OF_DATA, *(ALL_RANKS if options.data_parallel_only else ()))
+    for path in options.traces:
         if not path.exists():
             raise DataError(
                 f"no trace {path}", "there is no such file", "SAVE/profile/rank_00.json.gz"
@@ -55,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"{path}: {parts}")
         for exchange, found in overlap(path).items():
             print(f"  {exchange}: {found['seconds']:.4f} s, {found['hidden']:.0%} beside computing")
-            if exchange.endswith(OF_DATA) and found["hidden"] < HIDDEN:
+            if exchange.endswith(of_data) and found["hidden"] < HIDDEN:
                 exposed.append(f"{path}: {exchange}")
     if exposed:
         raise SystemExit(f"less than {HIDDEN:.0%} beside computing:\n" + "\n".join(exposed))
