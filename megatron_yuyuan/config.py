@@ -131,7 +131,7 @@ class ParallelConfig:
     """Layers of each stage, in the order of the model. Without it the stages are balanced by cost, the
     embedding's and the head's too."""
     sequence_parallel: bool = False
-    """Divide LayerNorm, dropout and residual along T over the tensor ranks."""
+    """Divide LayerNorm, dropout and residual by tokens over the tensor ranks."""
     data_parallel_sharding_strategy: str = field(
         default="optim", metadata={"choices": ("no_shard", "optim", "optim_grads_params")}
     )

@@ -51,21 +51,23 @@ class Dropout(nn.Module):
         super().__init__()
         self.p, self.seed, self.site, self.kernels = p, seed, site, kernels
 
-    def span(self, x: Tensor) -> tuple[int, int]:
-        """(first position that x holds, length of the whole sequence)."""
-        return 0, x.shape[1]
+    def rows(self, x: Tensor, sides: Sides) -> Tensor:
+        """(B, T) int64: the number of each of the rows of x in the whole batch."""
+        return numbers_of_rows(sides.sample_ids, x.shape[1])
 
     def mask(self, x: Tensor, sides: Sides) -> DropoutMask | None:
         """Of hidden states like x; None where nothing is dropped."""
         if not (self.training and self.p):
             return None
-        first, length = self.span(x)
-        positions = torch.arange(first, first + x.shape[1], device=x.device)
-        rows = sides.sample_ids[:, None] * length + positions
-        return DropoutMask(self.p, rows, self.seed, sides.step, self.site)
+        return DropoutMask(self.p, self.rows(x, sides), self.seed, sides.step, self.site)
 
     def forward(self, x: Tensor, sides: Sides) -> Tensor:
         return self.kernels.dropout(x, self.mask(x, sides))
+
+
+def numbers_of_rows(sample_ids: Tensor, length: int) -> Tensor:
+    """(B, length) int64: those of the tokens of these samples, in a batch of such sequences."""
+    return sample_ids[:, None] * length + torch.arange(length, device=sample_ids.device)
 
 
 class AttentionDropout(nn.Module):

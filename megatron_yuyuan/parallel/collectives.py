@@ -4,12 +4,13 @@
 |--------------------|----------------------|----------------------|--------------------------|
 | copy_to_ranks      | identity             | all-reduce           | f, arXiv:1909.08053      |
 | sum_over_ranks     | all-reduce           | identity             | g, arXiv:1909.08053      |
-| gather_sequence    | all-gather on T      | reduce-scatter on T  | g, arXiv:2205.05198      |
-| scatter_sequence   | reduce-scatter on T  | all-gather on T      | g bar, arXiv:2205.05198  |
+| gather_sequence    | all-gather of rows   | reduce-scatter       | g, arXiv:2205.05198      |
+| scatter_sequence   | reduce-scatter       | all-gather of rows   | g bar, arXiv:2205.05198  |
 | gather_last        | all-gather on V      | (no gradient)        |                          |
 
-T is dim 1 of (B, T, ...). No operator writes into a tensor that autograd holds. The functions that
-start a collective are for those who compute while it runs; they know no gradient.
+A divided sequence is a run of the B T rows of (B, T, C): `part_of_rank`. No operator writes into a
+tensor that autograd holds. The functions that start a collective are for those who compute while it
+runs; they know no gradient.
 """
 
 from dataclasses import dataclass
@@ -34,9 +35,9 @@ class Started:
     """Not there before the work is done."""
 
     def wait(self) -> Tensor:
-        """The result, contiguous."""
+        """The result."""
         self.work.wait()
-        return self.result.contiguous()
+        return self.result
 
 
 def start_sum_into(x: Tensor, group: ProcessGroup, op=dist.ReduceOp.SUM) -> Started:
@@ -45,20 +46,26 @@ def start_sum_into(x: Tensor, group: ProcessGroup, op=dist.ReduceOp.SUM) -> Star
     return Started(dist.all_reduce(x, op, group=group, async_op=True), x)
 
 
+def part_of_rank(x: Tensor, rank: int, ranks: int) -> Tensor:
+    """(B, T, ...) -> (B, T / ranks, ...): what a rank holds of a divided sequence. The B T rows are cut into
+    equal runs, whichever samples they belong to; so they lie in memory as a collective wants them."""
+    return x.flatten(0, 1).chunk(ranks)[rank].view(len(x), -1, *x.shape[2:])
+
+
 def start_gather(x: Tensor, group: ProcessGroup) -> Started:
-    """(B, T / ranks, C) -> (B, T, C)."""
-    turned = x.transpose(0, 1).contiguous()  # the single-tensor collectives work on dim 0
-    result = turned.new_empty(dist.get_world_size(group) * turned.shape[0], *turned.shape[1:])
-    work = _all_gather(result, turned, group=group, async_op=True)
-    return Started(work, result.transpose(0, 1))
+    """The parts of all ranks, (B, T / ranks, C) -> (B, T, C)."""
+    samples, length, *rest = x.shape
+    result = x.new_empty(samples, dist.get_world_size(group) * length, *rest)
+    work = _all_gather(result.view(-1), x.contiguous().view(-1), group=group, async_op=True)
+    return Started(work, result)
 
 
 def start_scatter(x: Tensor, group: ProcessGroup) -> Started:
-    """(B, T, C), to be summed over the group -> (B, T / ranks, C)."""
-    turned = x.transpose(0, 1).contiguous()
-    result = turned.new_empty(turned.shape[0] // dist.get_world_size(group), *turned.shape[1:])
-    work = _reduce_scatter(result, turned, group=group, async_op=True)
-    return Started(work, result.transpose(0, 1))
+    """(B, T, C), to be summed over the group -> this rank's part, (B, T / ranks, C)."""
+    samples, length, *rest = x.shape
+    result = x.new_empty(samples, length // dist.get_world_size(group), *rest)
+    work = _reduce_scatter(result.view(-1), x.contiguous().view(-1), group=group, async_op=True)
+    return Started(work, result)
 
 
 def all_reduced(x: Tensor, group: ProcessGroup, op=dist.ReduceOp.SUM) -> Tensor:

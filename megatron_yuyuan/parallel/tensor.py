@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from megatron_yuyuan.model.gpt2 import Dropout, LayerNorm, LinearBeforeBias
+from megatron_yuyuan.model.gpt2 import Dropout, LayerNorm, LinearBeforeBias, Sides, numbers_of_rows
 from megatron_yuyuan.parallel.collectives import (
     copy_to_ranks,
     gather_sequence,
+    part_of_rank,
     scatter_sequence,
     start_gather,
     start_scatter,
@@ -187,7 +188,7 @@ class ColumnParallelLinear(ColumnParallel):
     """y = x W^T + b, the output features divided over the tensor axis.
 
     Every rank multiplies the same x by its own rows of W, so the forward needs no communication (sequence
-    parallel: x is gathered along T); the backward sums the gradient of x over the axis (sequence
+    parallel: the parts of x are gathered); the backward sums the gradient of x over the axis (sequence
     parallel: and scatters it) while it computes the gradients of W and b. Source: Shoeybi et al.
     2019, arXiv:1909.08053, section 3 (f); Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2
     (g, and gathering x a second time rather than keeping it).
@@ -215,7 +216,7 @@ class RowParallelLinear(nn.Module):
     """y = sum over ranks of x W^T, and b beside it; the input features divided over the tensor axis.
 
     Each rank holds the columns of W that meet its slice of x; the forward sums the products over
-    the axis (sequence parallel: and scatters them along T); the backward is silent (sequence
+    the axis (sequence parallel: and scatters the sum); the backward is silent (sequence
     parallel: gathers). The bias is added after the sum, by the kernel that comes next. Source:
     arXiv:1909.08053, section 3 (g);
     arXiv:2205.05198 (g bar).
@@ -275,7 +276,7 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         if self.axis.divides_sequence:
-            positions = positions.chunk(self.axis.size, dim=1)[self.axis.rank]
+            positions = part_of_rank(positions, self.axis.rank, self.axis.size)
         return F.embedding(positions, self.axis.local(self.weight))
 
 
@@ -302,7 +303,8 @@ class ResidualDropout(Dropout):
         super().__init__(dropout.p, dropout.seed, dropout.site, dropout.kernels)
         self.axis = axis
 
-    def span(self, x: Tensor) -> tuple[int, int]:
+    def rows(self, x: Tensor, sides: Sides) -> Tensor:
         if not self.axis.divides_sequence:
-            return super().span(x)
-        return self.axis.rank * x.shape[1], self.axis.size * x.shape[1]
+            return super().rows(x, sides)
+        rows = numbers_of_rows(sides.sample_ids, self.axis.size * x.shape[1])
+        return part_of_rank(rows, self.axis.rank, self.axis.size)

@@ -12,7 +12,7 @@ from trajectory import whole_gradients
 from megatron_yuyuan.errors import ConfigErrors
 from megatron_yuyuan.kernels import Kernels
 from megatron_yuyuan.kernels.float8 import E4M3, E5M2
-from megatron_yuyuan.parallel.collectives import gather_last, start_gather
+from megatron_yuyuan.parallel.collectives import gather_last, part_of_rank, start_gather
 from megatron_yuyuan.parallel.float8 import Float8Axis
 from megatron_yuyuan.parallel.tensor import ColumnParallelLinear, RowParallelLinear
 from megatron_yuyuan.validation import validate
@@ -42,7 +42,7 @@ def layer_of_rank(kind, sequence_parallel: bool):
         layer.weight.to_local().copy_(weight.chunk(RANKS, 0 if is_column else 1)[axis.rank])
         layer.bias.to_local().copy_(bias.chunk(RANKS)[axis.rank] if is_column else bias)
     outer, inner = (x, dy) if is_column else (dy, x)
-    outer = outer.chunk(RANKS, 1)[axis.rank] if sequence_parallel else outer
+    outer = part_of_rank(outer, axis.rank, RANKS) if sequence_parallel else outer
     inner = inner.chunk(RANKS, 2)[axis.rank].contiguous()
     x, dy = (outer, inner) if is_column else (inner, outer)
     return layer, x.clone().requires_grad_(), dy

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_yuyuan.parallel import mesh as mesh_module
-from megatron_yuyuan.parallel.collectives import Started, gather_last, start_gather
+from megatron_yuyuan.parallel.collectives import Started, gather_last, part_of_rank, start_gather
 from megatron_yuyuan.parallel.plan import build_stages
 from megatron_yuyuan.parallel.tensor import ColumnParallelLinear, TensorAxis
 
@@ -62,7 +62,7 @@ def layer_of_rank(sequence_parallel: bool, splits_backward: bool):
     with torch.no_grad():
         for parameter, whole in ((layer.weight, weight), (layer.bias, bias)):
             parameter.to_local().copy_(whole.chunk(RANKS)[axis.rank])
-    x = x.detach().chunk(RANKS, dim=1)[axis.rank] if sequence_parallel else x.detach()
+    x = part_of_rank(x.detach(), axis.rank, RANKS) if sequence_parallel else x.detach()
     return layer, x.requires_grad_(), dy.chunk(RANKS, dim=2)[axis.rank]
 
 
