@@ -164,9 +164,8 @@ def _as_json(results: dict) -> dict:
 def _page(options: argparse.Namespace, results: dict) -> str:
     from megatron_yuyuan.evaluate.heat_map import heat_map
 
-    judgements, cutoffs, _, _ = next(
-        reversed(results.values())
-    )  # with context, where both are there
+    last = next(reversed(results.values()))  # with context, where both are there
+    judgements, cutoffs, _, _ = last
     return heat_map(judgements, cutoffs, Path(options.load).absolute().name)
 
 

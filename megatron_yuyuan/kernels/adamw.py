@@ -26,10 +26,8 @@ class AdamW(torch.optim.AdamW):
         """
         state = self.state[parameter]
         if not state:
-            beside = self.defaults[
-                "fused"
-            ]  # torch's fused AdamW reads it on the device, others on the host
-            state["step"] = torch.zeros((), device=parameter.device if beside else "cpu")
+            fused = self.defaults["fused"]  # then it reads the step on the device, else on the host
+            state["step"] = torch.zeros((), device=parameter.device if fused else "cpu")
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state

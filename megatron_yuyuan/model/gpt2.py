@@ -65,9 +65,10 @@ class Dropout(nn.Module):
         return self.kernels.dropout(x, self.mask(x, sides))
 
 
-def numbers_of_rows(sample_ids: Tensor, length: int) -> Tensor:
-    """(B, length) int64: those of the tokens of these samples, in a batch of such sequences."""
-    return sample_ids[:, None] * length + torch.arange(length, device=sample_ids.device)
+def numbers_of_rows(matrices: Tensor, length: int) -> Tensor:
+    """(..., length) int64: the numbers of the rows of the matrices of these numbers, (...), where each has so
+    many rows."""
+    return matrices[..., None] * length + torch.arange(length, device=matrices.device)
 
 
 class AttentionDropout(nn.Module):
@@ -79,13 +80,9 @@ class AttentionDropout(nn.Module):
         self.num_heads, self.first_head = num_heads, 0
 
     def forward(self, weights: Tensor, sides: Sides) -> Tensor:
-        heads = torch.arange(
-            self.first_head, self.first_head + weights.shape[1], device=weights.device
-        )
-        queries = torch.arange(weights.shape[2], device=weights.device)
-        rows = (sides.sample_ids[:, None] * self.num_heads + heads)[..., None] * weights.shape[
-            2
-        ] + queries
+        heads = self.first_head + torch.arange(weights.shape[1], device=weights.device)
+        numbers = sides.sample_ids[:, None] * self.num_heads + heads
+        rows = numbers_of_rows(numbers, weights.shape[2])
         mask = DropoutMask(self.p, rows, self.seed, sides.step, self.site)
         return self.kernels.dropout(weights, mask)
 

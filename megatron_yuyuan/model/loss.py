@@ -93,14 +93,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, scale):
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        gradients = []
-        for gradient in (hidden_gradient, weight_gradient):
-            if gradient is None:
-                gradients.append(None)
-                continue
-            scaled = torch.empty_like(gradient, dtype=hidden_gradient.dtype)
-            gradients.append(torch.mul(gradient, scale, out=scaled))  # one pass, rounded once
-        return *gradients, None, None, None, None
+
+        def scaled(gradient: Tensor) -> Tensor:  # one pass, rounded once
+            result = torch.empty_like(gradient, dtype=hidden_gradient.dtype)
+            return torch.mul(gradient, scale, out=result)
+
+        of_weight = None if weight_gradient is None else scaled(weight_gradient)
+        return scaled(hidden_gradient), of_weight, None, None, None, None
 
 
 def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

@@ -297,12 +297,17 @@ def train(
     if state.iteration >= last:
         log.line(f"nothing left to do: {state.iteration} of {last} iterations are taken")
     held_out = validation_set if config.training.eval_iters > 0 else None
-    if held_out is not None and state.evaluation_due:
+
+    def evaluate(dataset: Dataset) -> tuple[float | None, Stop | None]:
         beat("evaluation", state.iteration)
-        _, stop = _evaluate(trainer, held_out, stopping, log)
+        loss, stop = _evaluate(trainer, dataset, stopping, log)
         if stop is None:
             after_evaluation()
-        else:
+        return loss, stop
+
+    if held_out is not None and state.evaluation_due:
+        _, stop = evaluate(held_out)
+        if stop is not None:
             beat("save", state.iteration)
             saver.save(None)
     while state.iteration < last and stop is None:
@@ -317,10 +322,7 @@ def train(
         due = _due(state.iteration, config.training.eval_interval, last)
         state.evaluation_due = held_out is not None and due
         if held_out is not None and due and stop is None:
-            beat("evaluation", state.iteration)
-            validation_loss, stop = _evaluate(trainer, held_out, stopping, log)
-            if stop is None:
-                after_evaluation()
+            validation_loss, stop = evaluate(held_out)
         if stop is not None or _due(state.iteration, config.checkpoint.save_interval, last):
             beat("save", state.iteration)
             saver.save(validation_loss)

@@ -175,10 +175,7 @@ def _publish(path: Path, document: dict, before: dict | None) -> None:
     OSError."""
     if before or not publish_once(path, document):
         found = read_lease(path)
-        if found not in (
-            before,
-            None,
-        ):  # None: what has the name is no lease, or there are no links
+        if found is not None and found != before:  # None: it is no lease, or there are no links
             raise _busy(path, found)
         replace(path, document)
         time.sleep(SETTLED)
