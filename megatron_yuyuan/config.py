@@ -59,12 +59,12 @@ class ModelConfig:
     """Freeze the weights that the run starts from, and learn a product of two matrices of this rank beside
     each matrix of lora_target_modules (LoRA). 0: learn all weights."""
     lora_alpha: float = 32.0
-    """The product is multiplied by lora_alpha / lora_rank."""
+    """LoRA: its product is multiplied by lora_alpha / lora_rank."""
     lora_target_modules: tuple[str, ...] = field(
         default=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
         metadata={"metavar": "MODULE"},
     )
-    """Matrices of every block that get one."""
+    """LoRA: the matrices of every block that get a product beside them."""
 
     @property
     def head_dim(self) -> int:
@@ -152,7 +152,8 @@ class ParallelConfig:
     """full by uniform: all blocks, recompute_num_layers at a time; by block: the first recompute_num_layers of
     each stage."""
     recompute_num_layers: int = 0
-    """See recompute_method."""
+    """Blocks in a recomputed group (recompute_method uniform), or recomputed blocks at the start of each stage
+    (block)."""
     device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
     """Where the model lives. auto: CUDA if there is one, else the CPU."""
     kernels: str = field(
@@ -278,7 +279,7 @@ class OptimizerConfig:
     adam_beta1: float = 0.9
     """Decay of the mean of the gradient."""
     adam_beta2: float = 0.999
-    """Decay of the mean of its square."""
+    """Decay of the mean of the squared gradient."""
     adam_eps: float = 1e-8
     """Added to the root of the second moment."""
     clip_grad: float = 1.0
@@ -338,12 +339,12 @@ class TrainingConfig:
     skip_loss_spikes: bool = False
     """Pass over a step whose loss is more than 6 standard deviations above the mean of the last 128."""
     rollback_iters: int = 0
-    """At such a step go back to the newest checkpoint that is so many iterations older, or more, and leave out
-    the samples that followed it. 0: never. PaLM: about 100."""
+    """At a loss spike (see skip_loss_spikes) go back to the newest checkpoint that is at least so many iterations
+    older, and leave out the samples that followed it. 0: never. PaLM: about 100."""
     rollback_skip_batches: int = 200
-    """Global batches that are then left out. PaLM: 200 to 500."""
+    """Global batches left out after a rollback. PaLM: 200 to 500."""
     max_rollbacks: int = 20
-    """Times that the whole run may go back. The next spike ends it."""
+    """Rollbacks of a run, at most; the next loss spike ends it."""
     verify_every: int = 0
     """Compute the gradients of each iteration that is a multiple of this twice, and end the run, naming the rank,
     where a bit differs: machines that compute wrongly say nothing themselves. 0: never."""
@@ -407,7 +408,7 @@ class LoggingConfig:
     """Texts that every evaluation continues, with a fixed seed, to show what the model writes; finetuning:
     questions that it answers. Without it: three medical ones."""
     eval_prompt_tokens: int = 32
-    """Tokens that each of them is continued by, at most. 0: none is."""
+    """Tokens generated for each of eval_prompts, at most. 0: none."""
 
     log_digests: bool = False
     """Write a digest of the whole state after every step to SAVE/digests.jsonl, to compare runs bit for bit."""
@@ -421,17 +422,17 @@ class LoggingConfig:
     wandb_project: str = ""
     """Report to this project of Weights & Biases (needs the extra wandb)."""
     wandb_exp_name: str = ""
-    """Name of the run there; needed with wandb_project."""
+    """Name of the run in Weights & Biases; needed with wandb_project."""
     wandb_save_dir: str = ""
-    """Its files are kept in the folder wandb in there. Without it: in SAVE."""
+    """Directory in which wandb keeps its folder "wandb". Without it: SAVE."""
     profile: bool = False
     """Write a Chrome trace of a few iterations to SAVE/profile, one file a rank."""
     profile_step_start: int = 10
     """First iteration in the trace, counted from 1 at the beginning of the run."""
     profile_step_end: int = 12
-    """First iteration that is no longer in it."""
+    """First iteration after the trace."""
     profile_ranks: tuple[int, ...] = ()
-    """Ranks that write one. Without it: all."""
+    """Ranks that write a trace. Without it: all."""
 
 
 @dataclass(frozen=True)

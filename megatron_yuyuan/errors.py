@@ -1,5 +1,6 @@
 """Errors that a person can act on: what is wrong, why it matters, what to try."""
 
+import copyreg
 import errno
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -32,6 +33,10 @@ class YuyuanError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}\n  why: {self.why}\n  try: {self.remedy}"
+
+    def __reduce__(self):
+        """Subclasses take other arguments than they keep; ranks send errors to each other."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 def _one_line(text: str) -> str:

@@ -21,6 +21,7 @@ from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.config import CheckpointConfig
 from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.errors import DataError, MachineError, StoppedError, YuyuanError
+from megatron_yuyuan.origin import goes_back
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.train.state import TrainState
 from megatron_yuyuan.train.stopping import Stop
@@ -80,10 +81,14 @@ def stopped(stop: Stop, checkpoint: CheckpointConfig, state: TrainState) -> Stop
     """The error that ends a run which was asked to stop, the same on every rank; all of them call
     it. Rank 0 looks for the checkpoint, which it has published: another machine may see the tracker
     of the one before."""
-    saved = Ranks().on_first(lambda: find_checkpoint(checkpoint.save)) if checkpoint.save else None
+    save = checkpoint.save
+    saved = Ranks().on_first(lambda: find_checkpoint(save)) if save else None
+    remedy = "the same command again, which goes on from there" if saved else "--save DIR"
+    if saved and goes_back(checkpoint):
+        remedy = "the same command without --load and --ckpt-step, which go back to where it began"
     return StoppedError(
         f"stopped after iteration {state.iteration}: {stop.cause} on rank {stop.rank} ({stop.host})",
         f"its state is saved in {saved}" if saved else "its state is lost: there is no --save",
-        "the same command again, which goes on from there" if saved else "--save DIR",
+        remedy,
         stop,
     )

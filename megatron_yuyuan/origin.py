@@ -100,6 +100,15 @@ def starting_point(config: Config) -> Origin | None:
     return continued(own.path, own.faults, checkpoint)
 
 
+def goes_back(checkpoint: CheckpointConfig) -> bool:
+    """Whether the same command, started again, begins where it began, and not at what --save has since."""
+    load, step = checkpoint.load, checkpoint.ckpt_step
+    if checkpoint.finetune or load.startswith((hf_start.PREFIX, megatron_start.PREFIX)):
+        return False
+    elsewhere = load and Path(load).absolute() != Path(checkpoint.save).absolute()
+    return bool(step or elsewhere)
+
+
 def _named(checkpoint: CheckpointConfig) -> Newest:
     """The checkpoint of --load, to be continued. Raises DataError."""
     if checkpoint.ckpt_step:

@@ -99,6 +99,25 @@ def test_who_stopped_the_run_and_what_is_left_of_it(tmp_path):
     assert saved.why == f"its state is saved in {tmp_path / 'iter_0000812'}"
 
 
+@pytest.mark.parametrize(
+    ("flags", "goes_on"),
+    [
+        ({}, True),
+        ({"load": "elsewhere"}, False),
+        ({"load": "elsewhere", "finetune": True}, True),
+        ({"load": "hf:elsewhere"}, True),
+        ({"ckpt_step": 3}, False),
+    ],
+    ids=str,
+)
+def test_the_same_command_again_is_advised_where_it_goes_on(tmp_path, flags, goes_on):
+    report_of(tmp_path)
+    error = stopped(SIGNAL, CheckpointConfig(save=str(tmp_path), **flags), state())
+    assert error.remedy.startswith(
+        "the same command again" if goes_on else "the same command without --load"
+    )
+
+
 def reasons_where_rank_1_sees_the_past(directory):
     """Why the run ended, by rank; the file system shows rank 1 no checkpoint yet."""
     if Ranks().rank == 1:

@@ -12,6 +12,7 @@ Source of the layout: Hugging Face transformers, models/gpt2 (Conv1D and GPT2Att
 are opened by `hf_directory`.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -26,6 +27,8 @@ PREFIX = "transformer."
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 OLD_BUFFERS = (".attn.bias", ".attn.masked_bias")
 """Causal masks that old versions of transformers saved among the weights."""
+NUMBERS = ("initializer_range", "layer_norm_epsilon", "resid_pdrop", "attn_pdrop")
+"""Entries of config.json that may be absent."""
 SHAPE = {
     "num_layers": "n_layer",
     "hidden_size": "n_embd",
@@ -199,7 +202,13 @@ def model_config(values: dict, source: str | Path) -> ModelConfig:
             "heads share the width equally",
             "the config.json as it was published",
         )
+    for theirs in NUMBERS:
+        value = values.get(theirs, 0.0)
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise _no_number(source, theirs, value)
     inner = values.get("n_inner") or 0
+    if type(inner) is not int or inner < 0:
+        raise _no_number(source, "n_inner", inner)
     return ModelConfig(
         **{ours: values[theirs] for ours, theirs in SHAPE.items()},
         ffn_hidden_size=0 if inner == 4 * values["n_embd"] else inner,
@@ -207,4 +216,12 @@ def model_config(values: dict, source: str | Path) -> ModelConfig:
         layernorm_epsilon=float(values.get("layer_norm_epsilon", 1e-5)),
         hidden_dropout=float(values.get("resid_pdrop", 0.1)),
         attention_dropout=float(values.get("attn_pdrop", 0.1)),
+    )
+
+
+def _no_number(source: str | Path, name: str, value: object) -> DataError:
+    return DataError(
+        f"{source}: {name} is {value!r}",
+        "it is a number, 0 or more",
+        "the config.json as it was published",
     )

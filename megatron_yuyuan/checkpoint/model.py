@@ -168,7 +168,8 @@ def load_divided_model(
         )
     path, state, tokenizer = _open_run(directory, iteration)
     saved = from_dict(state["config"])
-    config = Config(saved.model, parallel, saved.data, training=TrainingConfig(train_iters=1))
+    model_config = dataclasses.replace(saved.model, attention_backend="auto")  # float32 here
+    config = Config(model_config, parallel, saved.data, training=TrainingConfig(train_iters=1))
     config = config.replace(global_batch_size=mesh_module.world_size())
     validate(config, mesh_module.world_size())
     mesh = mesh_module.start(parallel)

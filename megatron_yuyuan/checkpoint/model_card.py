@@ -101,12 +101,12 @@ def _training(state: dict, run: Path) -> Iterator[str]:
         start += (
             f"; learned was LoRA of rank {config.model.lora_rank} beside them, which is merged here"
         )
-    length, batch = config.data.seq_length, config.training.global_batch_size
+    length = config.data.seq_length
     yield f"- start: {start}"
     yield f"- data: {_data(config)}"
     yield (
-        f"- {state['iteration']:,} optimizer steps of {batch} samples: {samples:,} samples, each of "
-        f"{length:,} tokens with its padding ({samples * length:,} tokens at most)"
+        f"- {state['iteration']:,} iterations, {samples:,} samples, each of {length:,} tokens with its "
+        f"padding ({samples * length:,} tokens at most)"
     )
     yield f"- AdamW, highest learning rate {config.optimizer.lr:g}, seed {config.training.seed}"
     yield f"- layout: {_layout(config, state.get('ranks', 0))}"
@@ -139,10 +139,11 @@ def _layout(config: Config, ranks: int) -> str:
     parallel = config.parallel
     tensor = parallel.tensor_model_parallel_size
     pipeline = parallel.pipeline_model_parallel_size
-    layout = f"tensor {tensor} x pipeline {pipeline}"
-    if ranks:
-        layout += f" x data {ranks // (tensor * pipeline)}, {ranks} ranks in all,"
-    return f"{layout} on {parallel.device}"
+    if not ranks:
+        return f"pipeline {pipeline} x tensor {tensor}"
+    data = ranks // (tensor * pipeline)
+    layout = f"pipeline {pipeline} x data {data} x tensor {tensor}"
+    return f"{layout}, {ranks} ranks in all" if ranks > 1 else "one rank"
 
 
 def _measured(path: Path, iteration: int) -> Iterator[str]:

@@ -75,7 +75,7 @@ def _first_sound(
     traces = [path for path in directory.glob("iter_*") if path.name.split("_")[1].isdigit()]
     if faults or traces:  # a .tmp is no trace: no save has ended
         faults = faults or [f"no iter_* there has its {MANIFEST}"]
-        _refuse(directory, faults, "a copy of it, or to begin anew another --save")
+        _refuse(directory, faults, "restore it from a copy, or start a new run in another --save")
     return Newest(None)
 
 

@@ -67,9 +67,9 @@ def transformers_logits(directory: Path, weight: Weight, probe: Probe) -> Tensor
     with torch.device("meta"):
         model = GPT2LMHeadModel(config)
     layers = {f"transformer.h.{number}.": b for number, b in enumerate(model.transformer.h)}
-    model.lm_head.weight = model.transformer.wte.weight
+    model.lm_head.weight = model.transformer.wte.weight  # so that it is not filled a second time
     fill_as_needed(model, layers, weight)
-    model.lm_head.weight = model.transformer.wte.weight
+    model.lm_head.weight = model.transformer.wte.weight  # filling has replaced the parameter
     return model.eval()(probe.tokens, position_ids=probe.positions, use_cache=False).logits
 
 

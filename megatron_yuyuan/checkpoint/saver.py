@@ -214,9 +214,7 @@ class BackgroundSaver(Saver):
         if self._under_way is None:
             return
         _, future, _ = self._under_way
-        done = torch.tensor(float(future.done()), device=self._state.mesh.device)
-        dist.all_reduce(done, op=dist.ReduceOp.MIN)
-        if done:
+        if self._state.mesh.all_agree(future.done()):
             self._wait()
 
     def complete(self) -> None:

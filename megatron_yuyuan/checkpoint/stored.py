@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorSt
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megatron_yuyuan.checkpoint.dcp import load_tensors
+from megatron_yuyuan.checkpoint.manifest import verify
 from megatron_yuyuan.checkpoint.metadata import SafeReader
 from megatron_yuyuan.checkpoint.reading import DAMAGED_PICKLE, quiet, reading, unwrapped
 from megatron_yuyuan.config import ModelConfig
@@ -88,7 +88,7 @@ class StoredWeights(Mapping[str, Tensor]):
     """
 
     def __init__(self, path: Path, config: ModelConfig):
-        load_tensors(path, {})  # reads nothing: it compares files and manifest
+        verify(path)
         self._stored, self._config = StoredTensors(path), config
         self._factors = saved_factors(config)
         for name, shape in self._factors.items():

@@ -131,12 +131,13 @@ class Trainer:
             "seconds": seconds,
             **self.throughput.figures(self.batch_size, seconds, self.state),
         }
-        passed_over = {
-            "reason": reason,
-            "samples": self._samples(first),
-            "next_loss_scale": self.state.loss_scale.scale,
-        }
-        return figures | passed_over if reason else figures
+        if reason:
+            figures |= {
+                "reason": reason,
+                "samples": self._samples(first),
+                "next_loss_scale": self.state.loss_scale.scale,
+            }
+        return figures
 
     def _samples(self, first: int) -> list[int]:
         """Numbers of the first and the last sample of the batch that begins after `first` others."""
@@ -288,9 +289,9 @@ def train(
     beat: told what begins, after how many steps: see watch/heartbeat.py.
     after_step: called after each, on every rank, before it is saved; it changes nothing.
     take_back: called at a loss spike; whether the state is now that of an earlier iteration.
-    Returns why the run was left earlier, with its state saved: after the step that was being taken, and
-    before the evaluation that was due, or in the middle of it, since it could take longer than one who
-    stops a run waits. The evaluation is then due at the next start.
+    Returns why the run stopped early, with its state saved, or None. A stop takes effect after the current
+    step; an evaluation that is due or running is left for the next start, because it could outlast the
+    grace period.
     """
     config, state, stop = trainer.config, trainer.state, None
     last = train_iterations(config.training)
@@ -306,10 +307,9 @@ def train(
         return loss, stop
 
     if held_out is not None and state.evaluation_due:
-        _, stop = evaluate(held_out)
-        if stop is not None:
-            beat("save", state.iteration)
-            saver.save(None)
+        validation_loss, stop = evaluate(held_out)
+        beat("save", state.iteration)
+        saver.save(validation_loss)  # the checkpoint of this iteration was written without it
     while state.iteration < last and stop is None:
         beat("step", state.iteration)
         figures, validation_loss = trainer.step(training_set), None

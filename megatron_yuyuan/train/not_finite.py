@@ -73,5 +73,5 @@ def _named(what: str, by: str, mine: list[Place], first: Callable[[list[Place]],
         return f"in no {what} that could be found"
     (_, _, name) = place = first(places)
     (rank, host), *others = [(r, h) for r, (h, found) in enumerate(everyone) if found == place]
-    more = f" and on {len(others)} more" if others else ""
+    more = f" and {len(others)} more" if others else ""
     return f"first in the {what} of {name}, {by} rank {rank} ({host}){more}"

@@ -45,9 +45,9 @@ class Computed(NamedTuple):
 
 
 def repeat_exactly(device: torch.device) -> None:
-    """Have CUDA compute a step in one order, so that computed again it gives the same bits. Before the first
-    product. What torch has in no fixed order it refuses: where it may only warn, attention's backward keeps
-    the unordered sums that it has an order for."""
+    """Make CUDA deterministic, before the first product. An operator without a deterministic form then
+    raises: with warn_only attention's backward would keep its nondeterministic sums, although it has a
+    deterministic form."""
     if device.type == "cuda":
         order_sums_of_cublas()
         torch.use_deterministic_algorithms(True)
@@ -68,19 +68,21 @@ def verify_step(trainer: Computes, dataset: Dataset) -> None:
         return
     trainer.gradients(dataset)
     third = gathered(_computed(trainer))
-    unequal = {
-        part: [r for r, (a, b) in enumerate(zip(first, second, strict=True)) if a[part] != b[part]]
-        for part in range(len(Computed._fields))
-    }
-    ranks = unequal[0] or unequal[1]
+    pairs = list(enumerate(zip(first, second, strict=True)))
+    ranks = [rank for rank, (a, b) in pairs if a.loss != b.loss]
+    ranks = ranks or [rank for rank, (a, b) in pairs if a.gradients != b.gradients]
     hosts = _hosts()
-    agrees = "first" if third == first else "second" if third == second else ""
+    if third in (first, second):
+        again = "first" if third == first else "second"
+        why = f"the same weights and samples gave other bits, once: the third time they were those of the {again}"
+    else:
+        why = (
+            "three computations gave three results: a machine that fails often, or, if other machines do the "
+            "same, kernels whose sums have no fixed order"
+        )
     raise MachineError(
         f"iteration {trainer.state.iteration + 1} computed again differs on {_named(ranks, hosts)}",
-        f"the same weights and samples gave other bits, once: the third time they were those of the {agrees}"
-        if agrees
-        else "three computations gave three results: a machine that fails often, or, if other machines do "
-        "the same, kernels whose sums have no fixed order",
+        why,
         f"{_without(ranks, hosts)}; no update was made",
         _culprit(ranks, hosts),
     )
@@ -107,13 +109,14 @@ def require_same_copies(state: TrainState) -> None:
         return
     ranks, hosts = sorted(suspects), _hosts()
     (part, held_by), more = unequal[0], len(unequal) - 1
+    have = "has" if len(ranks) == 1 else "have"
     raise MachineError(
         f"after iteration {state.iteration} {_named(ranks, hosts)} "
-        f"{'disagree on' if held_by == 2 else 'has other bits than the others in'} {part.split(' ')[0]}"
-        f"{f' and {more} other tensors' if more else ''}",
+        f"{'disagree on' if held_by == 2 else f'{have} other bits than the others in'} {part.split(' ')[0]}"
+        f"{f' and {more} more' if more else ''}",
         f"it lies on {held_by} ranks and must be the same on each"
         f"{'; two copies do not tell which is wrong' if held_by == 2 else ''}",
-        f"{_without(ranks, hosts)}; nothing was saved of it, the checkpoint before stands",
+        f"{_without(ranks, hosts)}; it was not saved; the previous checkpoint is intact",
         _culprit(ranks, hosts),
     )
 

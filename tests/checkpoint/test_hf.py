@@ -236,13 +236,7 @@ def test_an_export_opens_here_too(loaded, export):
 
 def test_the_card_says_what_is_known(export):
     card = (export / "README.md").read_text()
-    for text in (
-        "Not medical advice",
-        "7 optimizer steps",
-        "28 samples",
-        OWN_TEMPLATE.prompt,
-        "# tiny",
-    ):
+    for text in ("Not medical advice", "7 iterations", "28 samples", OWN_TEMPLATE.prompt, "# tiny"):
         assert text in card
 
 
@@ -395,6 +389,10 @@ def test_every_kind_of_weight_file_is_read(foreign, tokenizer, tmp_path):
         {"n_layer": None},
         {"n_head": 3},
         {"vocab_size": 12.5},
+        {"layer_norm_epsilon": None},
+        {"resid_pdrop": "0.1"},
+        {"initializer_range": float("nan")},
+        {"n_inner": "32"},
     ],
     ids=str,
 )

@@ -129,9 +129,9 @@ def test_the_card_says_what_the_run_did_and_scored(run):
     for text in (
         "the weights are bfloat16",
         "- data: pubmed_text_document",
-        "- 7 optimizer steps of 4 samples: 28 samples",
+        "- 7 iterations, 28 samples",
         "each of 256 tokens with its padding (7,168 tokens at most)",
-        "- layout: tensor 2 x pipeline 1 x data 3, 6 ranks in all, on auto",
+        "- layout: pipeline 1 x data 3 x tensor 2, 6 ranks in all\n",
         "- 0.70 hours of training steps; loss of the last 2.0000",
         "- validation loss 2.5000",
         "| qa, greedy | corpus_bleu, smoothed | 0.4000 / 0.3000 | `BLEU\\|smooth:exp` |",
@@ -175,7 +175,7 @@ def test_the_card_names_what_a_run_read(run, changes, said):
     del state["ranks"]  # as an older checkpoint
     card = model_card(dataclasses.replace(source, state=state), "qa")
     assert said in card and "/me" not in card and "me/" not in card
-    assert "- layout: tensor 2 x pipeline 1 on auto" in card
+    assert "- layout: pipeline 1 x tensor 2\n" in card
 
 
 def test_a_card_without_measurements_says_so(run, tmp_path):

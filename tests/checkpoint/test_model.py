@@ -15,10 +15,11 @@ QUESTION = "What is gout?"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run directory of untrained weights."""
+    """A run directory of untrained weights, whose training would have computed attention in half precision."""
     directory = tmp_path_factory.mktemp("run")
     texts = ["Question:What is gout? answer: A disease of joints."] * 4
-    save_run(directory, texts, vocab_size=280, num_layers=4, init_method_std=0.3)
+    trained = {"num_layers": 4, "init_method_std": 0.3, "attention_backend": "flash"}
+    save_run(directory, texts, vocab_size=280, **trained)
     return directory
 
 

@@ -61,7 +61,7 @@ def begins(monkeypatch):
         raise Accepted
         yield
 
-    monkeypatch.setattr(run_module, "joined", accepted)
+    monkeypatch.setattr(run_module, "mesh_of_job", accepted)
     monkeypatch.setattr(run_module, "Stopping", lambda *_: None)
 
 

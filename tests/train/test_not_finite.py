@@ -55,7 +55,7 @@ BEGINS = [
     (Layout(), "weight", 3, "first in the output of h.3.mlp.c_fc, on rank 0 ("),
     (PP2, "weight", 5, "first in the output of h.5.mlp.c_fc, on rank 1 ("),
     (TP2, "weight", 3, "first in the output of h.3.mlp.c_fc, on rank 1 ("),
-    (DP2, "weight", 3, ") and on 1 more"),  # both gather it
+    (DP2, "weight", 3, ") and 1 more"),  # both gather it
     (DP2, "output", 3, "first in the output of h.3.mlp.c_fc, on rank 1 ("),
     (DP2, "first output", 3, "in no output that could be found"),
     (Layout(), "gradient", 3, "first in the gradient of h.3.mlp.c_fc.weight, held by rank 0 ("),
