@@ -358,7 +358,7 @@ class TrainingConfig:
     0: never."""
 
     @property
-    def computes_alike(self) -> bool:
+    def is_deterministic(self) -> bool:
         """Whether a step that is computed again must give the same bits, on CUDA too."""
         return self.deterministic_mode or self.verify_every > 0
 

@@ -85,7 +85,10 @@ def _flatten(groups: dict, source: str) -> dict:
 def _checked(value, declared: dataclasses.Field, source: str):
     kind = declared.type
     if isinstance(value, int) and abs(value) >= 2**63:
-        what, why = f"{source}: {declared.name} has more than 64 bits", "nothing here counts so far"
+        what, why = (
+            f"{source}: {declared.name} has more than 64 bits",
+            "nothing here counts that high",
+        )
         raise ConfigError(what, why, "a smaller number")
     if kind is float and type(value) is int:
         value = float(value)

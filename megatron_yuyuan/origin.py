@@ -43,7 +43,7 @@ def _checkpoint(path: Path, weights_only: bool) -> Origin:
 def _huggingface(checkpoint: CheckpointConfig) -> Origin:
     """The directory of --load hf:DIR as the place to start from. Raises ConfigError, DataError
     and UnsafeError."""
-    path = Path(checkpoint.load.removeprefix(hf_start.PREFIX))
+    path = Path(checkpoint.load.removeprefix(hf_start.HF_PREFIX))
     if checkpoint.ckpt_step:
         raise ConfigError(
             f"ckpt_step={checkpoint.ckpt_step} and load={checkpoint.load}",
@@ -59,7 +59,7 @@ def _megatron(config: Config) -> Origin:
     """The checkpoint of --load megatron:PATH as the place to start from: the tokens are those of the
     tokenizer that is configured, which it must be. Raises ConfigError, DataError and UnsafeError."""
     checkpoint, given = config.checkpoint, config.model
-    path = Path(checkpoint.load.removeprefix(megatron_start.PREFIX))
+    path = Path(checkpoint.load.removeprefix(megatron_start.MEGATRON_PREFIX))
     tokens = given.vocab_size or open_tokenizer(config.data).vocab_size
     heads, step = given.num_attention_heads, checkpoint.ckpt_step or None
     state, load = megatron_start.open_megatron(path, step, heads, tokens)
@@ -77,8 +77,8 @@ def starting_point(config: Config) -> Origin | None:
     """
     checkpoint = config.checkpoint
     step, own = checkpoint.ckpt_step or None, Newest(None)
-    from_hf = checkpoint.load.startswith(hf_start.PREFIX)
-    foreign = from_hf or checkpoint.load.startswith(megatron_start.PREFIX)
+    from_hf = checkpoint.load.startswith(hf_start.HF_PREFIX)
+    foreign = from_hf or checkpoint.load.startswith(megatron_start.MEGATRON_PREFIX)
     if checkpoint.save and step and not checkpoint.load:
         own = Newest(require_checkpoint(checkpoint.save, step))
     elif checkpoint.save and (checkpoint.finetune or foreign or not checkpoint.load):
@@ -103,7 +103,7 @@ def starting_point(config: Config) -> Origin | None:
 def goes_back(checkpoint: CheckpointConfig) -> bool:
     """Whether the same command, started again, begins where it began, and not at what --save has since."""
     load, step = checkpoint.load, checkpoint.ckpt_step
-    if checkpoint.finetune or load.startswith((hf_start.PREFIX, megatron_start.PREFIX)):
+    if checkpoint.finetune or load.startswith((hf_start.HF_PREFIX, megatron_start.MEGATRON_PREFIX)):
         return False
     elsewhere = load and Path(load).absolute() != Path(checkpoint.save).absolute()
     return bool(step or elsewhere)

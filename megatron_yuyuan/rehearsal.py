@@ -18,7 +18,13 @@ from megatron_yuyuan.planner.clusters import RESERVED_GIB
 from megatron_yuyuan.planner.dry_run import PARTS, RankReport, count_a_step, fake_rank
 from megatron_yuyuan.planner.fitting import fitting
 from megatron_yuyuan.planner.memory import predict_memory
-from megatron_yuyuan.resolve import Samples, accept_changes, open_samples, resolve, run_tokenizer
+from megatron_yuyuan.resolve import (
+    Samples,
+    compare_with_checkpoint,
+    open_samples,
+    resolve,
+    run_tokenizer,
+)
 from megatron_yuyuan.samples import fingerprints
 from megatron_yuyuan.validation import validate
 from megatron_yuyuan.writers import require_extras
@@ -69,7 +75,7 @@ def checked(
         log.line("data: none is named, none is checked")
         return config, None
     config, training_set, validation_set = open_samples(config, tokenizer, samples)
-    accept_changes(config, origin, ranks, fingerprints(training_set))
+    compare_with_checkpoint(config, origin, ranks, fingerprints(training_set))
     return config, (training_set, validation_set)
 
 

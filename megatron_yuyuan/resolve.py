@@ -35,7 +35,7 @@ def fall_back(origin: Origin, config: Config, error: DamagedError) -> Origin:
     if found.path is None:
         raise error
     older = continued(found.path, found.faults, checkpoint)
-    accept_changes(config, older)
+    compare_with_checkpoint(config, older)
     return replace(older, passed_over=(*origin.passed_over, error.what, *older.passed_over))
 
 
@@ -190,7 +190,7 @@ def of_every_rank(
     return alike
 
 
-def accept_changes(
+def compare_with_checkpoint(
     config: Config, origin: Origin | None, ranks: int = 0, data: Sequence[str] = ()
 ) -> list[str]:
     """Compare the resolved settings of a run with those of the checkpoint that it continues.

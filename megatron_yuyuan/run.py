@@ -38,7 +38,7 @@ from megatron_yuyuan.parallel.data import compute_dtype
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.resolve import (
     Samples,
-    accept_changes,
+    compare_with_checkpoint,
     fall_back,
     of_every_rank,
     open_samples,
@@ -50,8 +50,8 @@ from megatron_yuyuan.samples import (
     borders,
     fingerprints,
     introduce_example,
-    question_samples,
-    text_samples,
+    question_datasets,
+    text_datasets,
 )
 from megatron_yuyuan.train.loop import train
 from megatron_yuyuan.train.profile import choose_trainer
@@ -59,7 +59,7 @@ from megatron_yuyuan.train.schedule import train_iterations
 from megatron_yuyuan.train.state import TrainState, build_state
 from megatron_yuyuan.train.stopping import Stopping
 from megatron_yuyuan.train.stragglers import Stragglers
-from megatron_yuyuan.train.verification import repeat_exactly
+from megatron_yuyuan.train.verification import make_deterministic
 from megatron_yuyuan.validation import validate
 from megatron_yuyuan.watch.heartbeat import Watched
 from megatron_yuyuan.watch.witness import unwatched
@@ -68,12 +68,12 @@ from megatron_yuyuan.writers import TensorBoard, WeightsAndBiases, require_extra
 
 def pretrain(config: Config, watched: Watched | None = None) -> None:
     """Train on windows of a token stream (`torchrun pretrain_gpt.py`)."""
-    run(config, text_samples, watched)
+    run(config, text_datasets, watched)
 
 
 def finetune(config: Config, watched: Watched | None = None) -> None:
     """Train on questions and answers (`torchrun finetune_qa.py`), from the weights of --load."""
-    run(config.replace(finetune=True), question_samples, watched)
+    run(config.replace(finetune=True), question_datasets, watched)
 
 
 def run(config: Config, samples: Samples, watched: Watched | None = None) -> None:
@@ -95,12 +95,12 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
         require_extras(config.logging)
         config, training_set, validation_set = open_samples(config, tokenizer, samples)
         data = fingerprints(training_set)
-        overridden = accept_changes(config, origin, ranks, data)
+        overridden = compare_with_checkpoint(config, origin, ranks, data)
         alike = of_every_rank(config, origin, tokenizer, len(training_set))
 
     with mesh_of_job(config, stopping, watched, alike) as mesh, memory_explained(config, mesh):
-        if config.training.computes_alike:
-            repeat_exactly(mesh.device)
+        if config.training.is_deterministic:
+            make_deterministic(mesh.device)
         log = open_log(config, mesh)
         introduce_plan(config, mesh, training_set, validation_set, log)
         introduce_example(training_set, tokenizer, log)
@@ -172,8 +172,8 @@ def choose_alike(name: str, mesh: Mesh) -> tuple[Kernels, str]:
 
 
 def say_start(state: TrainState, mesh: Mesh, log: Log) -> None:
-    """Note that steps will be taken, since when this process was under way, and, if any step may have
-    been taken before, from where they go on."""
+    """Log the start of this process, with the time it was launched, and, if a run is continued, a restart
+    with the iteration from which it goes on."""
     ranks, layout = mesh_module.world_size(), mesh.describe()
     log.event("start", iteration=state.iteration, begun=process_begun(), ranks=ranks, layout=layout)
     if state.iteration or log.has_history:

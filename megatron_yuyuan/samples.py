@@ -28,7 +28,7 @@ class OfShard(Dataset, Protocol):
     """What it reads."""
 
 
-def text_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
+def text_datasets(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
     """Training and validation windows of data_path, or of train_data_path and valid_data_path."""
     data, seed = config.data, config.training.seed
     if data.packing or data.loss_on_prompt:
@@ -59,7 +59,7 @@ def text_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset
     return blend(training, weights, seed), blend(held_out, weights, None)
 
 
-def question_samples(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
+def question_datasets(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
     """Training and validation pairs of train_data_path and valid_data_path: shards, or JSONL files."""
     if config.data.data_path:
         raise ConfigError(

@@ -7,7 +7,7 @@ from tiny import TINY
 
 from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.origin import Origin
-from megatron_yuyuan.resolve import accept_changes
+from megatron_yuyuan.resolve import compare_with_checkpoint
 
 OWN_MASKS = {"attention_dropout": 0.1, "attention_dropout_rng": "torch"}
 
@@ -23,49 +23,49 @@ def continued(config) -> Origin:
     ids=str,
 )
 def test_the_layout_may_change_unless_ranks_draw_their_own_masks(change):
-    assert accept_changes(TINY.replace(**change), continued(TINY)) == []
+    assert compare_with_checkpoint(TINY.replace(**change), continued(TINY)) == []
     own = TINY.replace(**OWN_MASKS)
     with pytest.raises(ConfigError, match=f"{next(iter(change))} was"):
-        accept_changes(own.replace(**change), continued(own))
+        compare_with_checkpoint(own.replace(**change), continued(own))
 
 
 def test_a_longer_run_is_another_course_of_the_learning_rate():
     with pytest.raises(ConfigError, match="lr_decay_iters was 5, is 6"):
-        accept_changes(TINY.replace(train_iters=6), continued(TINY))
+        compare_with_checkpoint(TINY.replace(train_iters=6), continued(TINY))
     longer = TINY.replace(train_iters=6, lr_decay_iters=5)
-    assert accept_changes(longer, continued(TINY)) == []
+    assert compare_with_checkpoint(longer, continued(TINY)) == []
 
 
 def test_a_warm_up_by_a_fraction_depends_on_the_length_whatever_the_course():
     constant = TINY.replace(lr_decay_style="constant")
-    assert accept_changes(constant.replace(train_iters=9), continued(constant)) == []
+    assert compare_with_checkpoint(constant.replace(train_iters=9), continued(constant)) == []
     share = constant.replace(lr_warmup_iters=0, lr_warmup_fraction=0.4)
     with pytest.raises(ConfigError, match="lr_decay_iters was 5, is 9"):
-        accept_changes(share.replace(train_iters=9), continued(share))
+        compare_with_checkpoint(share.replace(train_iters=9), continued(share))
 
 
 def test_another_number_of_ranks_is_refused_where_they_draw_their_own_masks():
     own = TINY.replace(**OWN_MASKS)
     for config in (TINY, own):
         origin = continued(config)
-        assert accept_changes(config, origin, 4) == []  # one that does not know its number
+        assert compare_with_checkpoint(config, origin, 4) == []  # one that does not know its number
         origin.state["ranks"] = 2
-        assert accept_changes(config, origin, 2) == []
+        assert compare_with_checkpoint(config, origin, 2) == []
     with pytest.raises(ConfigError, match="number of ranks was 2, is 4"):
-        accept_changes(own, origin, 4)
+        compare_with_checkpoint(own, origin, 4)
 
 
 def test_what_is_validated_may_change_unless_it_decides_what_is_kept():
     change = {"eval_iters": 7}
-    assert accept_changes(TINY.replace(**change), continued(TINY)) == []
+    assert compare_with_checkpoint(TINY.replace(**change), continued(TINY)) == []
     with pytest.raises(ConfigError, match="eval_iters was 100, is 7"):
-        accept_changes(TINY.replace(keep_best=2, **change), continued(TINY))
-    assert accept_changes(TINY.replace(keep_best=2), continued(TINY)) == []
+        compare_with_checkpoint(TINY.replace(keep_best=2, **change), continued(TINY))
+    assert compare_with_checkpoint(TINY.replace(keep_best=2), continued(TINY)) == []
 
 
 def test_folders_of_shards_may_change_but_not_their_names():
     moved = TINY.replace(keep_best=1, valid_data_path=("new/valid",), data_path=("new/text",))
     saved = TINY.replace(valid_data_path=("old/valid",), data_path=("old/text",))
-    assert accept_changes(moved, continued(saved)) == []
+    assert compare_with_checkpoint(moved, continued(saved)) == []
     with pytest.raises(ConfigError, match="data_path was text, is other"):
-        accept_changes(moved.replace(data_path=("new/other",)), continued(saved))
+        compare_with_checkpoint(moved.replace(data_path=("new/other",)), continued(saved))

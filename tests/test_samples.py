@@ -10,7 +10,7 @@ from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.indexed_dataset import IndexedDatasetWriter
 from megatron_yuyuan.errors import ConfigError, DataError
 from megatron_yuyuan.log import Log, read_metrics
-from megatron_yuyuan.samples import borders, introduce_shards, question_samples, text_samples
+from megatron_yuyuan.samples import borders, introduce_shards, question_datasets, text_datasets
 
 
 class FakeTokenizer:
@@ -50,7 +50,7 @@ def first_tokens(dataset, count=None):
 
 
 def test_every_shard_of_a_blend_is_divided_by_its_documents(shards):
-    train, valid = text_samples(of(data_path=shards, split="80,20,0"), FakeTokenizer)
+    train, valid = text_datasets(of(data_path=shards, split="80,20,0"), FakeTokenizer)
     assert [len(part) for part in train.datasets] == [89, 29]  # of 720 and of 240 tokens
     assert [len(part) for part in valid.datasets] == [22, 7]  # of 180 and of 60
     assert first_tokens(train).count(5) == 89 and first_tokens(valid).count(6) == 7
@@ -59,7 +59,7 @@ def test_every_shard_of_a_blend_is_divided_by_its_documents(shards):
 def test_weights_count_for_training_and_for_validation(shards):
     a, b = shards
     config = of(data_path=("0.25", a, "0.75", b), split="80,20,0")
-    for dataset in text_samples(config, FakeTokenizer):
+    for dataset in text_datasets(config, FakeTokenizer):
         tokens = first_tokens(dataset)
         assert 0.7 < tokens.count(6) / len(tokens) < 0.8
 
@@ -67,23 +67,23 @@ def test_weights_count_for_training_and_for_validation(shards):
 def test_parts_are_blended_like_whole_shards(shards):
     a, b = shards
     config = of(train_data_path=(a, b), valid_data_path=("0.5", b, "0.5", a))
-    train, valid = text_samples(config, FakeTokenizer)
+    train, valid = text_datasets(config, FakeTokenizer)
     assert len(train) == 111 + 36 and set(first_tokens(valid)) == {5, 6}
-    assert text_samples(of(train_data_path=(a,)), FakeTokenizer)[1] is None
+    assert text_datasets(of(train_data_path=(a,)), FakeTokenizer)[1] is None
 
 
 def test_a_shard_without_validation_documents_is_left_out_of_validation(shards, tmp_path):
     tiny = write(tmp_path / "tiny", 7, 2)
     config = of(data_path=("0.5", shards[0], "0.5", tiny), split="90,10,0")
-    train, valid = text_samples(config, FakeTokenizer)
+    train, valid = text_datasets(config, FakeTokenizer)
     assert len(train.datasets) == 2 and set(first_tokens(valid)) == {5}
-    assert text_samples(of(data_path=shards, split="1,0,0"), FakeTokenizer)[1] is None
+    assert text_datasets(of(data_path=shards, split="1,0,0"), FakeTokenizer)[1] is None
 
 
 def test_questions_are_blended_too(tmp_path):
     a, b = write_pairs(tmp_path / "a", 5, 30), write_pairs(tmp_path / "b", 6, 10)
     config = of(train_data_path=("0.5", a, "0.5", b), valid_data_path=(a, b))
-    train, valid = question_samples(config, FakeTokenizer)
+    train, valid = question_datasets(config, FakeTokenizer)
     answers = [int(train[i][1][1]) for i in range(len(train))]
     assert len(train) == 20 and sorted(answers) == [5] * 10 + [6] * 10
     assert len(valid) == 40
@@ -94,26 +94,26 @@ def test_a_shard_of_another_tokenizer_is_refused_by_its_name(shards, tmp_path):
     with pytest.raises(
         DataError, match=rf"{other} was made with another tokenizer.*\(bbbb\).*\(aaaa\)"
     ):
-        text_samples(of(data_path=(*shards, other)), FakeTokenizer)
+        text_datasets(of(data_path=(*shards, other)), FakeTokenizer)
 
 
 def test_borders_that_a_shard_does_not_mark_are_refused(shards, tmp_path):
     bare = write(tmp_path / "bare", 5, 30, append_eod=False)
-    text_samples(of(data_path=(bare,)), FakeTokenizer)
+    text_datasets(of(data_path=(bare,)), FakeTokenizer)
     for flag in ("reset_position_ids", "reset_attention_mask", "eod_mask_loss"):
         config = of(data_path=(shards[0], bare), **{flag: True})
         assert getattr(borders(config, FakeTokenizer), flag)
         with pytest.raises(ConfigError, match="bare has no end of text between its documents"):
-            text_samples(config, FakeTokenizer)
-        text_samples(of(data_path=shards, **{flag: True}), FakeTokenizer)
+            text_datasets(config, FakeTokenizer)
+        text_datasets(of(data_path=shards, **{flag: True}), FakeTokenizer)
     assert borders(of(), FakeTokenizer) is None
 
 
 def test_no_shard_and_two_ways_of_naming_shards(shards):
     with pytest.raises(ConfigError, match="train_data_path: no shard"):
-        text_samples(of(), FakeTokenizer)
+        text_datasets(of(), FakeTokenizer)
     with pytest.raises(ConfigError, match="data_path and train_data_path"):
-        text_samples(of(data_path=shards, train_data_path=shards), FakeTokenizer)
+        text_datasets(of(data_path=shards, train_data_path=shards), FakeTokenizer)
 
 
 def test_a_blend_is_introduced_and_an_unknown_shard_warned_of_once(shards, tmp_path, capsys):
@@ -121,7 +121,7 @@ def test_a_blend_is_introduced_and_an_unknown_shard_warned_of_once(shards, tmp_p
         shutil.copy(f"{shards[0]}.{suffix}", tmp_path / f"foreign.{suffix}")
     foreign = str(tmp_path / "foreign")
     config = of(data_path=("0.5", foreign, "0.5", shards[1]), split="80,20,0")
-    sets = text_samples(config, FakeTokenizer)
+    sets = text_datasets(config, FakeTokenizer)
     introduce_shards(*sets, 290, Log(None, True))
     lines = capsys.readouterr().out.splitlines()
     assert "50.00% from" in lines[0] and "foreign, 1.63 epochs of it" in lines[0]
@@ -131,7 +131,7 @@ def test_a_blend_is_introduced_and_an_unknown_shard_warned_of_once(shards, tmp_p
     assert not capsys.readouterr().out
     with pytest.raises(DataError, match="foreign: token id 5; valid ids are 0 to 3"):
         small = type("Small", (FakeTokenizer,), {"vocab_size": 4})
-        text_samples(of(data_path=(foreign,)), small)
+        text_datasets(of(data_path=(foreign,)), small)
 
 
 @pytest.mark.slow

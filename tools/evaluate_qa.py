@@ -76,7 +76,7 @@ def ask(options: argparse.Namespace) -> tuple[dict[str, list[Answered]], dict[st
             "there is nothing to score",
             "a JSONL file of question and answer",
         )
-    from megatron_yuyuan.checkpoint.hf_start import PREFIX
+    from megatron_yuyuan.checkpoint.hf_start import HF_PREFIX
     from megatron_yuyuan.checkpoint.identity import identity
     from megatron_yuyuan.checkpoint.model import load_model  # torch: after --help and a wrong path
     from megatron_yuyuan.evaluate.generate import answer_all
@@ -86,7 +86,7 @@ def ask(options: argparse.Namespace) -> tuple[dict[str, list[Answered]], dict[st
     del chosen["max_new_tokens"]
     Sampling(**chosen)  # refuses a value before anything is loaded or asked
     loaded = load_model(options.load, options.ckpt_step or None, options.device)
-    name, systems = Path(options.load.removeprefix(PREFIX)).absolute().name, {}
+    name, systems = Path(options.load.removeprefix(HF_PREFIX)).absolute().name, {}
     for decoding in decodings(options):
         questions, at_once = [pair.question for pair in pairs], options.batch_size
         answers = answer_all(loaded, questions, batch_size=at_once, **sampling(decoding))

@@ -132,8 +132,8 @@ def read_run(path: Path) -> dict:
             wrong.append(f"{name}.{inner}")
     if wrong:
         raise DataError(
-            f"{path}/{STATE} does not say {', '.join(wrong)}, or not as it should",
-            "a run is continued, and its model opened, by these",
+            f"{path}/{STATE}: {', '.join(wrong)} missing or of the wrong type",
+            "the run and its model are rebuilt from these entries",
             "a checkpoint that this package wrote",
         )
     return state
@@ -202,8 +202,7 @@ def save_checkpoint(
 
 
 def _begin(partial: Path, needed: int) -> None:
-    """Make an empty directory where there is room for so many bytes, what killed runs left not
-    counted."""
+    """Remove what killed runs left, require so many free bytes, and make an empty directory."""
     remove_leftovers(partial.parent)
     require_space(partial.parent, needed)
     partial.mkdir(parents=True)
@@ -229,7 +228,7 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def _refused(final: Path, error: OSError | CheckpointException) -> YuyuanError:
-    """The error for a checkpoint that its place did not take, or of what a tensor could not be made of."""
+    """The error for a checkpoint that could not be written, or one of whose tensors could not be produced."""
     causes: list[BaseException] = [error]
     if isinstance(error, CheckpointException):
         causes = [found for found, _ in error.failures.values()]
@@ -240,7 +239,7 @@ def _refused(final: Path, error: OSError | CheckpointException) -> YuyuanError:
             return no_space(final, str(cause.strerror))
     return DataError(
         f"cannot write the checkpoint {final}: {'; '.join(sorted({str(c) for c in causes}))}",
-        "its place refused it; the one before it stands",
+        "it was refused there; the previous checkpoint is intact",
         "a --save directory with room that may be written to",
     )
 

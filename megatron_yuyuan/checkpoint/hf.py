@@ -19,7 +19,7 @@ from megatron_yuyuan.checkpoint.hf_directory import (
     read_tensors,
 )
 from megatron_yuyuan.checkpoint.hf_format import (
-    PREFIX,
+    PARAMETER_PREFIX,
     HuggingFaceWeights,
     from_huggingface,
     huggingface_config,
@@ -154,9 +154,13 @@ def _their_logits(directory: Path) -> Tensor:
     tensors, config = read_tensors(directory), read_config(directory)
     if not _has_transformers():
         return our_logits(config, HuggingFaceWeights(tensors, config).__getitem__)
-    prefix = PREFIX if PREFIX + "wte.weight" in tensors else ""  # some files lack it
+    prefix = (
+        PARAMETER_PREFIX if PARAMETER_PREFIX + "wte.weight" in tensors else ""
+    )  # some files lack it
     return transformers_logits(
-        directory, lambda name: tensors[prefix + name.removeprefix(PREFIX)], Probe.of(config)
+        directory,
+        lambda name: tensors[prefix + name.removeprefix(PARAMETER_PREFIX)],
+        Probe.of(config),
     )
 
 

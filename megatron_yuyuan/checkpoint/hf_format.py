@@ -23,7 +23,7 @@ from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.model.gpt2 import GPT2
 
-PREFIX = "transformer."
+PARAMETER_PREFIX = "transformer."
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 OLD_BUFFERS = (".attn.bias", ".attn.masked_bias")
 """Causal masks that old versions of transformers saved among the weights."""
@@ -53,7 +53,10 @@ means the first."""
 def to_huggingface(state_dict: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Our tensors (GPT2.state_dict(), undivided) under Hugging Face's names, in its layout; dtypes
     are kept."""
-    return {PREFIX + name: huggingface_tensor(name, t, config) for name, t in state_dict.items()}
+    return {
+        PARAMETER_PREFIX + name: huggingface_tensor(name, t, config)
+        for name, t in state_dict.items()
+    }
 
 
 def huggingface_tensor(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
@@ -77,7 +80,9 @@ class HuggingFaceWeights(Mapping[str, Tensor]):
 
     def __init__(self, tensors: Mapping[str, Tensor], config: ModelConfig):
         self._tensors, self._config = tensors, config
-        self._theirs = {n.removeprefix(PREFIX): n for n in tensors if not n.endswith(OLD_BUFFERS)}
+        self._theirs = {
+            n.removeprefix(PARAMETER_PREFIX): n for n in tensors if not n.endswith(OLD_BUFFERS)
+        }
         head = self._theirs.pop("lm_head.weight", None)
         shapes = {name: tuple(tensors[theirs].shape) for name, theirs in self._theirs.items()}
         require_shapes(shapes, _huggingface_shapes(config))
@@ -125,7 +130,10 @@ def _huggingface_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Our names -> shapes in Hugging Face's layout."""
     with torch.device("meta"):
         expected = to_huggingface(GPT2(config).state_dict(), config)
-    return {name.removeprefix(PREFIX): tuple(tensor.shape) for name, tensor in expected.items()}
+    return {
+        name.removeprefix(PARAMETER_PREFIX): tuple(tensor.shape)
+        for name, tensor in expected.items()
+    }
 
 
 def require_shapes(given: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_yuyuan.checkpoint.hf_format import PREFIX, huggingface_tensor
+from megatron_yuyuan.checkpoint.hf_format import PARAMETER_PREFIX, huggingface_tensor
 from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.faults import fault_point
 from megatron_yuyuan.model.gpt2 import GPT2
@@ -48,12 +48,14 @@ def write_shards(
         if len(shards) > 1:
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         with (directory / file).open("wb") as stream:
-            stream.write(_header({PREFIX + name: planned[name] for name in sorted(names)}))
+            stream.write(
+                _header({PARAMETER_PREFIX + name: planned[name] for name in sorted(names)})
+            )
             for name in sorted(names):
                 tensor = huggingface_tensor(name, weights[name], config).to(dtype)
                 stream.write(tensor.flatten().view(torch.uint8).numpy().data)
                 fault_point("convert.in_file")
-        where |= {PREFIX + name: file for name in names}
+        where |= {PARAMETER_PREFIX + name: file for name in names}
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in planned.values())
         index = {"metadata": {"total_size": total}, "weight_map": where}

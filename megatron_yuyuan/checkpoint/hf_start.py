@@ -24,7 +24,7 @@ from megatron_yuyuan.checkpoint.manifest import CHECKSUMS, verify_export, verify
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.errors import DataError
 
-PREFIX = "hf:"
+HF_PREFIX = "hf:"
 """How --load names such a directory."""
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json", "encoder.json")
 """One of them shows that the directory brings its tokenizer."""
@@ -41,7 +41,7 @@ def describe_huggingface(directory: Path) -> dict:
         raise DataError(
             f"no config.json in {directory}",
             "it was named as a Hugging Face model",
-            f"--load {PREFIX}DIR with config.json and model.safetensors, or --load RUN_DIRECTORY",
+            f"--load {HF_PREFIX}DIR with config.json and model.safetensors, or --load RUN_DIRECTORY",
         )
     if (directory / CHECKSUMS).exists():
         verify_sizes(directory, CHECKSUMS)

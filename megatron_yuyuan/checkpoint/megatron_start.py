@@ -14,7 +14,7 @@ from megatron_yuyuan.checkpoint.hf_start import fill_parts
 from megatron_yuyuan.checkpoint.megatron_source import open_source
 from megatron_yuyuan.config import Config
 
-PREFIX = "megatron:"
+MEGATRON_PREFIX = "megatron:"
 """How --load names such a checkpoint."""
 
 

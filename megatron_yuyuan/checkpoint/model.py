@@ -23,7 +23,7 @@ from megatron_yuyuan.checkpoint.hf_directory import (
     read_tensors,
 )
 from megatron_yuyuan.checkpoint.hf_format import HuggingFaceWeights
-from megatron_yuyuan.checkpoint.hf_start import PREFIX
+from megatron_yuyuan.checkpoint.hf_start import HF_PREFIX
 from megatron_yuyuan.checkpoint.manifest import verify_export
 from megatron_yuyuan.checkpoint.newest import named_checkpoint
 from megatron_yuyuan.checkpoint.stored import StoredWeights, saved_factors
@@ -135,7 +135,7 @@ def load_model(
 
 def _directory(named: str | Path) -> Path:
     """A directory as --load names it, with or without hf:."""
-    return Path(str(named).removeprefix(PREFIX))
+    return Path(str(named).removeprefix(HF_PREFIX))
 
 
 def _is_huggingface(directory: Path, iteration: int | None) -> bool:

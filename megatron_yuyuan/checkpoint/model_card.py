@@ -18,8 +18,8 @@ from megatron_yuyuan.log import read_metrics
 SCORES = "scores.json"
 """In the run's directory: what `tools/evaluate_qa.py --load RUN --json` printed."""
 FOREIGN = {
-    hf_start.PREFIX: "the Hugging Face directory",
-    megatron_start.PREFIX: "the Megatron-core checkpoint",
+    hf_start.HF_PREFIX: "the Hugging Face directory",
+    megatron_start.MEGATRON_PREFIX: "the Megatron-core checkpoint",
 }
 """How --load begins -> what it names."""
 

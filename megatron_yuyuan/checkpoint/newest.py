@@ -104,5 +104,5 @@ def _first_choice(directory: Path, whole: list[Path]) -> tuple[int, str]:
 
 
 def _refuse(directory: Path, faults: list[str], remedy: str) -> NoReturn:
-    why = "the run would go on from elsewhere than it came to"
+    why = "the run would continue from a different point than it had reached"
     raise DamagedError(f"{directory}: {'; '.join(faults)}", why, remedy)

@@ -1,4 +1,4 @@
-"""What cannot be read is named, also where it is read in the middle of writing something else."""
+"""A failure to read a file becomes a DataError that names the file, even while another is being written."""
 
 import pickle
 import warnings

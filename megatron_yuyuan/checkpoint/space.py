@@ -47,7 +47,7 @@ def no_space(place: Path, cause: str) -> SpaceError:
     """The error for a checkpoint that does not fit."""
     return SpaceError(
         f"no room for a checkpoint in {place}: {cause}",
-        "nothing of it is kept; the one before it stands",
+        "nothing of it is kept; the previous checkpoint is intact",
         "free space there, a --save elsewhere, or --keep-last N, which removes older ones",
     )
 

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from megatron_yuyuan.faults import fault_point
 
 BESIDE = 1 << 18
-"""Bytes from which on a piece is digested by a thread beside: to hand over less takes longer."""
+"""Pieces of at least so many bytes are hashed by a second thread; handing over a smaller one costs more."""
 PORTION = 1 << 25
 """Bytes after which a file is sent on its way to the disk."""
 

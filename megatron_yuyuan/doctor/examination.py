@@ -16,7 +16,7 @@ from megatron_yuyuan.errors import LostError, YuyuanError
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.parallel.gathering import gathered
 from megatron_yuyuan.parallel.mesh import Mesh
-from megatron_yuyuan.samples import question_samples, text_samples
+from megatron_yuyuan.samples import question_datasets, text_datasets
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def describes_training(config: Config) -> bool:
 
 def examine_job(config: Config, finetuning: bool) -> Job:
     """Take the steps that a run begins with."""
-    samples = question_samples if finetuning else text_samples
+    samples = question_datasets if finetuning else text_datasets
     job = Job(config.replace(finetune=config.checkpoint.finetune or finetuning), samples)
     job.examine(dist.get_world_size())
     return job

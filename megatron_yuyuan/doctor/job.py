@@ -8,7 +8,13 @@ from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.doctor.findings import OK, WARNING, Finding, of_error
 from megatron_yuyuan.errors import YuyuanError
 from megatron_yuyuan.origin import Origin, starting_point
-from megatron_yuyuan.resolve import Samples, accept_changes, open_samples, resolve, run_tokenizer
+from megatron_yuyuan.resolve import (
+    Samples,
+    compare_with_checkpoint,
+    open_samples,
+    resolve,
+    run_tokenizer,
+)
 from megatron_yuyuan.samples import fingerprints, shares
 from megatron_yuyuan.validation import validate
 from megatron_yuyuan.writers import require_extras
@@ -55,7 +61,7 @@ class Job:
         self.findings += shard_findings(training_set, validation_set)
         self._at = "changes"
         data = fingerprints(training_set)
-        self._say_changes(accept_changes(self.config, origin, ranks, data))
+        self._say_changes(compare_with_checkpoint(self.config, origin, ranks, data))
 
     def _found(self, said: str) -> None:
         self.findings.append(Finding(self._at, OK, said))

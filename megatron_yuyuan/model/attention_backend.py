@@ -2,7 +2,7 @@
 `scaled_dot_product_attention` (SDPA) never stores a weight; and unfused, where all (B, N, T, S) of them
 are stored, and masks of the counter-based generator can drop some.
 
-On CUDA the body of SDPA is chosen here and never left to torch. That matters with dropout: cuDNN
+On CUDA the backend of SDPA is chosen here and never left to torch. That matters with dropout: cuDNN
 rounds its probability to a multiple of 1/16 (0.1 becomes 0.125), and whether a torch refuses to do so
 depends on its version.
 """
@@ -41,7 +41,7 @@ def prefers_cudnn(device: torch.device) -> bool:
 def sdpa_backends(
     asked: str, cudnn_first: bool, dtype: torch.dtype, masked: bool, dropout: float
 ) -> list[SDPBackend]:
-    """The bodies SDPA may take on a CUDA device, the first that can compute the call first.
+    """The backends SDPA may take on a CUDA device, the first that can compute the call first.
 
     | call                            | auto                              | unfused | the others         |
     |---------------------------------|-----------------------------------|---------|--------------------|
@@ -78,7 +78,7 @@ def fused_attention(
 def backends_chosen(
     asked: str, device: torch.device, dtype: torch.dtype, masked: bool, dropout: float
 ) -> AbstractContextManager:
-    """Within it SDPA takes the chosen bodies, in their order. On the CPU there is nothing to choose."""
+    """Within it SDPA takes the chosen backends, in their order. On the CPU there is nothing to choose."""
     if device.type != "cuda":
         return nullcontext()
     chosen = sdpa_backends(asked, prefers_cudnn(device), dtype, masked, dropout)

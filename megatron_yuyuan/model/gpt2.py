@@ -66,8 +66,8 @@ class Dropout(nn.Module):
 
 
 def numbers_of_rows(matrices: Tensor, length: int) -> Tensor:
-    """(..., length) int64: the numbers of the rows of the matrices of these numbers, (...), where each has so
-    many rows."""
+    """(..., length) int64: the global number of every row of the matrices of these numbers, (...), of `length`
+    rows each."""
     return matrices[..., None] * length + torch.arange(length, device=matrices.device)
 
 
@@ -226,7 +226,7 @@ class Block(nn.Module):
 class GPT2(nn.Module):
     """GPT-2 with its language-modelling head, or the part of it that one pipeline stage holds.
 
-    Weights are uninitialised until `initialization.init_weights` or a checkpoint fills them, so that the model can
+    Weights are uninitialized until `initialization.init_weights` or a checkpoint fills them, so that the model can
     be built on the meta device at any size.
     """
 

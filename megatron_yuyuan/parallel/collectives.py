@@ -1,12 +1,12 @@
 """The collectives of tensor and sequence parallelism, as pairs of forward and backward.
 
-| operator           | forward              | backward             | Megatron-LM's name       |
-|--------------------|----------------------|----------------------|--------------------------|
-| copy_to_ranks      | identity             | all-reduce           | f, arXiv:1909.08053      |
-| sum_over_ranks     | all-reduce           | identity             | g, arXiv:1909.08053      |
-| gather_sequence    | all-gather of rows   | reduce-scatter       | g, arXiv:2205.05198      |
-| scatter_sequence   | reduce-scatter       | all-gather of rows   | g bar, arXiv:2205.05198  |
-| gather_last        | all-gather on V      | (no gradient)        |                          |
+| operator                | forward              | backward             | Megatron-LM's name       |
+|-------------------------|----------------------|----------------------|--------------------------|
+| copy_to_ranks           | identity             | all-reduce           | f, arXiv:1909.08053      |
+| sum_over_ranks          | all-reduce           | identity             | g, arXiv:1909.08053      |
+| all_gather_sequence     | all-gather of rows   | reduce-scatter       | g, arXiv:2205.05198      |
+| reduce_scatter_sequence | reduce-scatter       | all-gather of rows   | g bar, arXiv:2205.05198  |
+| all_gather_last         | all-gather on V      | (no gradient)        |                          |
 
 A divided sequence is a run of the B T rows of (B, T, C): `part_of_rank`. No operator writes into a
 tensor that autograd holds. The functions that start a collective are for those who compute while it
@@ -40,7 +40,7 @@ class Started:
         return self.result
 
 
-def start_sum_into(x: Tensor, group: ProcessGroup, op=dist.ReduceOp.SUM) -> Started:
+def start_all_reduce(x: Tensor, group: ProcessGroup, op=dist.ReduceOp.SUM) -> Started:
     """The sum (or another reduction) of x over the group, written over x, which must be contiguous
     and the caller's alone."""
     return Started(dist.all_reduce(x, op, group=group, async_op=True), x)
@@ -52,7 +52,7 @@ def part_of_rank(x: Tensor, rank: int, ranks: int) -> Tensor:
     return x.flatten(0, 1).chunk(ranks)[rank].view(len(x), -1, *x.shape[2:])
 
 
-def start_gather(x: Tensor, group: ProcessGroup) -> Started:
+def start_all_gather(x: Tensor, group: ProcessGroup) -> Started:
     """The parts of all ranks, (B, T / ranks, C) -> (B, T, C)."""
     samples, length, *rest = x.shape
     result = x.new_empty(samples, dist.get_world_size(group) * length, *rest)
@@ -60,7 +60,7 @@ def start_gather(x: Tensor, group: ProcessGroup) -> Started:
     return Started(work, result)
 
 
-def start_scatter(x: Tensor, group: ProcessGroup) -> Started:
+def start_reduce_scatter(x: Tensor, group: ProcessGroup) -> Started:
     """(B, T, C), to be summed over the group -> this rank's part, (B, T / ranks, C)."""
     samples, length, *rest = x.shape
     result = x.new_empty(samples, length // dist.get_world_size(group), *rest)
@@ -70,7 +70,7 @@ def start_scatter(x: Tensor, group: ProcessGroup) -> Started:
 
 def all_reduced(x: Tensor, group: ProcessGroup, op=dist.ReduceOp.SUM) -> Tensor:
     """The sum (or another reduction) of x over the group, in a new tensor."""
-    return start_sum_into(x.clone(memory_format=torch.contiguous_format), group, op).wait()
+    return start_all_reduce(x.clone(memory_format=torch.contiguous_format), group, op).wait()
 
 
 class _CopyToRanks(torch.autograd.Function):
@@ -94,26 +94,26 @@ class _SumOverRanks(torch.autograd.Function):
         return gradient, None
 
 
-class _GatherSequence(torch.autograd.Function):
+class _AllGatherSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, group):
         ctx.group = group
-        return start_gather(x, group).wait()
+        return start_all_gather(x, group).wait()
 
     @staticmethod
     def backward(ctx, gradient):
-        return start_scatter(gradient, ctx.group).wait(), None
+        return start_reduce_scatter(gradient, ctx.group).wait(), None
 
 
-class _ScatterSequence(torch.autograd.Function):
+class _ReduceScatterSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, group):
         ctx.group = group
-        return start_scatter(x, group).wait()
+        return start_reduce_scatter(x, group).wait()
 
     @staticmethod
     def backward(ctx, gradient):
-        return start_gather(gradient, ctx.group).wait(), None
+        return start_all_gather(gradient, ctx.group).wait(), None
 
 
 def copy_to_ranks(x: Tensor, group: ProcessGroup) -> Tensor:
@@ -126,17 +126,17 @@ def sum_over_ranks(x: Tensor, group: ProcessGroup) -> Tensor:
     return _SumOverRanks.apply(x, group) if dist.get_world_size(group) > 1 else x
 
 
-def gather_sequence(x: Tensor, group: ProcessGroup) -> Tensor:
+def all_gather_sequence(x: Tensor, group: ProcessGroup) -> Tensor:
     """(B, T / ranks, C) -> (B, T, C)."""
-    return _GatherSequence.apply(x, group) if dist.get_world_size(group) > 1 else x
+    return _AllGatherSequence.apply(x, group) if dist.get_world_size(group) > 1 else x
 
 
-def scatter_sequence(x: Tensor, group: ProcessGroup) -> Tensor:
+def reduce_scatter_sequence(x: Tensor, group: ProcessGroup) -> Tensor:
     """(B, T, C), to be summed over the group -> (B, T / ranks, C)."""
-    return _ScatterSequence.apply(x, group) if dist.get_world_size(group) > 1 else x
+    return _ReduceScatterSequence.apply(x, group) if dist.get_world_size(group) > 1 else x
 
 
-def gather_last(x: Tensor, group: ProcessGroup) -> Tensor:
+def all_gather_last(x: Tensor, group: ProcessGroup) -> Tensor:
     """(..., V / ranks) -> (..., V), without a gradient: for logits that are looked at."""
     ranks = dist.get_world_size(group)
     if ranks == 1:

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from megatron_yuyuan.kernels import VocabularyRows
 from megatron_yuyuan.model.loss import LanguageModelHead, count_labels, linear_cross_entropy
-from megatron_yuyuan.parallel.collectives import all_reduced, gather_last
+from megatron_yuyuan.parallel.collectives import all_gather_last, all_reduced
 from megatron_yuyuan.parallel.tensor import TensorAxis
 
 
@@ -49,7 +49,7 @@ class VocabParallelHead(nn.Module):
         x, local = self.axis.enter(x), weight.to_local()
         if labels is None:
             logits = F.linear(x, local).detach()
-            return gather_last(logits, self.axis.group)[..., : self.vocab_size]
+            return all_gather_last(logits, self.axis.group)[..., : self.vocab_size]
         rows = RowsOfRank(self.vocab_size, self.axis.rank * len(local), group=self.axis.group)
         loss = linear_cross_entropy(x, local, labels, rows, self.kernels)
         return loss, count_labels(labels)

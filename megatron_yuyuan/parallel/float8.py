@@ -25,9 +25,9 @@ from megatron_yuyuan.kernels.float8 import E4M3, scale_of
 from megatron_yuyuan.parallel.collectives import (
     Started,
     all_reduced,
-    start_gather,
-    start_scatter,
-    start_sum_into,
+    start_all_gather,
+    start_all_reduce,
+    start_reduce_scatter,
 )
 from megatron_yuyuan.parallel.tensor import TensorAxis
 
@@ -60,8 +60,8 @@ class Float8Axis(TensorAxis):
     def start_back(self, dx: Tensor) -> Started | None:
         """The gradient of what entered a divided layer, on its way back; None where it is there."""
         if self.divides_sequence:
-            return start_scatter(dx, self.group)
-        return start_sum_into(dx, self.group) if self.size > 1 else None
+            return start_reduce_scatter(dx, self.group)
+        return start_all_reduce(dx, self.group) if self.size > 1 else None
 
 
 class _Float8Linear(torch.autograd.Function):
@@ -113,8 +113,8 @@ class _Float8Linear(torch.autograd.Function):
 
 
 def _start_gather(x: Tensor, group: ProcessGroup) -> Started:
-    """`start_gather` of float8 numbers as bytes: not every backend knows them."""
-    return start_gather(x.view(torch.uint8), group)
+    """`start_all_gather` of float8 numbers as bytes: not every backend knows them."""
+    return start_all_gather(x.view(torch.uint8), group)
 
 
 def _gathered(gathering: Started) -> Tensor:

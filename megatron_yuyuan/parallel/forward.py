@@ -61,7 +61,7 @@ class StagedForward:
         shape = (tokens.shape[0], tokens.shape[1] // self._cuts_of_t, self._width)
         return torch.empty(shape, dtype=self.dtype, device=self.mesh.device)
 
-    def rest(self) -> None:
+    def reshard(self) -> None:
         """Give gathered parameters back, so that optimizer and checkpoint see the divided ones."""
         for model in self.models.values():
             for module in model.modules():
@@ -90,7 +90,7 @@ class DividedModel:
         finally:
             for module, axis in axes.items():
                 module.axis = axis
-            self._forward.rest()
+            self._forward.reshard()
 
     def __call__(self, tokens: Tensor, *, last_token_only: bool = False, **sides) -> Tensor:
         """tokens (B, T) int64 -> (B, T or 1, vocab_size) float32; sides: as `StagedForward`."""

@@ -90,7 +90,7 @@ WITH_FACTORS = {
 
 
 def factors_of(linear: Linear, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
-    """A (r, C_in) and B (C_out, r) beside a matrix: whole, uninitialised."""
+    """A (r, C_in) and B (C_out, r) beside a matrix: whole, uninitialized."""
     c_out, c_in = linear.weight.shape
     like = linear.weight
     return nn.Parameter(like.new_empty(rank, c_in)), nn.Parameter(like.new_empty(c_out, rank))

@@ -52,7 +52,7 @@ replaces."""
 
 
 def build_stages(config: Config, mesh: Mesh, kernels: Kernels | None = None) -> list[GPT2]:
-    """This rank's stages of the model, in order, divided over all axes and initialised. Without
+    """This rank's stages of the model, in order, divided over all axes and initialized. Without
     `kernels` they compute with the reference.
 
     Built on the meta device, cut to the stage's layers, its layers exchanged for tensor-parallel
@@ -82,7 +82,7 @@ def build_stage(
         own = [n for n, p in unit.named_parameters() if p.is_meta]
         _give_memory(unit, mesh.device)
         for parameter in own:
-            _initialise(name + parameter, unit.get_parameter(parameter), config, axis)
+            _initialize(name + parameter, unit.get_parameter(parameter), config, axis)
         strategy = parallel.data_parallel_sharding_strategy
         divide_over_data(unit, mesh, strategy, compute_dtype(config.training))
     return model
@@ -128,7 +128,7 @@ def divide_over_tensor(model: GPT2, axis: TensorAxis) -> None:
 
 
 def _give_memory(unit: nn.Module, device: torch.device) -> None:
-    """Replace meta parameters that no inner unit has taken yet by uninitialised ones on the
+    """Replace meta parameters that no inner unit has taken yet by uninitialized ones on the
     device."""
     for module in unit.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -138,7 +138,7 @@ def _give_memory(unit: nn.Module, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def _initialise(name: str, parameter: nn.Parameter, config: Config, axis: TensorAxis) -> None:
+def _initialize(name: str, parameter: nn.Parameter, config: Config, axis: TensorAxis) -> None:
     """Fill this rank's slice with the values that the undivided parameter has there. A dry run's fake
     tensors take none."""
     assert isinstance(parameter, DTensor)  # the plan exchanges every module that has parameters

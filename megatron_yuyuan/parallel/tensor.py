@@ -17,13 +17,13 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from megatron_yuyuan.model.gpt2 import Dropout, LayerNorm, LinearBeforeBias, Sides, numbers_of_rows
 from megatron_yuyuan.parallel.collectives import (
+    all_gather_sequence,
     copy_to_ranks,
-    gather_sequence,
     part_of_rank,
-    scatter_sequence,
-    start_gather,
-    start_scatter,
-    start_sum_into,
+    reduce_scatter_sequence,
+    start_all_gather,
+    start_all_reduce,
+    start_reduce_scatter,
     sum_over_ranks,
 )
 
@@ -68,7 +68,7 @@ class TensorAxis:
     def enter(self, x: Tensor) -> Tensor:
         """Residual stream -> divided layer: (B, T or T / tensor, C) -> (B, T, C)."""
         return (
-            gather_sequence(x, self.group)
+            all_gather_sequence(x, self.group)
             if self.divides_sequence
             else copy_to_ranks(x, self.group)
         )
@@ -77,7 +77,7 @@ class TensorAxis:
         """Partial sums of a divided layer -> residual stream: (B, T, C) -> (B, T or T / tensor,
         C)."""
         return (
-            scatter_sequence(x, self.group)
+            reduce_scatter_sequence(x, self.group)
             if self.divides_sequence
             else sum_over_ranks(x, self.group)
         )
@@ -103,7 +103,7 @@ class TensorAxis:
         )
 
     def divided(self, parameter: Tensor, dim: int | None) -> DTensor:
-        """An uninitialised DTensor parameter of the same full shape, cut along `dim` (None: held
+        """An uninitialized DTensor parameter of the same full shape, cut along `dim` (None: held
         whole)."""
         shape = list(parameter.shape)
         if dim is not None:
@@ -128,13 +128,13 @@ class _LinearOfCopy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
-        summing = start_sum_into(gradient @ weight, ctx.group)
+        summing = start_all_reduce(gradient @ weight, ctx.group)
         parameters = _gradients_of_parameters(gradient, x, ctx.needs_input_grad[2])
         return summing.wait(), *parameters, None
 
 
 class _LinearOfGathered(torch.autograd.Function):
-    """`gather_sequence`, then x W^T + b, or without b. Keeps this rank's part of x, not the gathered one.
+    """`all_gather_sequence`, then x W^T + b, or without b. Keeps this rank's part of x, not the gathered one.
 
     The backward gathers x again while it computes the gradient of the gathered x, and scatters that
     while it computes dW and db. Of a frozen W there is no dW, and x is neither kept nor gathered again.
@@ -144,15 +144,15 @@ class _LinearOfGathered(torch.autograd.Function):
     def forward(ctx, x, weight, bias, group):
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.group = group
-        return F.linear(start_gather(x, group).wait(), weight, bias)
+        return F.linear(start_all_gather(x, group).wait(), weight, bias)
 
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
-        gathering = None if x is None else start_gather(x, ctx.group)
+        gathering = None if x is None else start_all_gather(x, ctx.group)
         gradient_of_gathered = gradient @ weight
         gathered = None if gathering is None else gathering.wait()
-        scattering = start_scatter(gradient_of_gathered, ctx.group)
+        scattering = start_reduce_scatter(gradient_of_gathered, ctx.group)
         parameters = _gradients_of_parameters(gradient, gathered, ctx.needs_input_grad[2])
         return scattering.wait(), *parameters, None
 

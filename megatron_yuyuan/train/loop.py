@@ -218,10 +218,10 @@ class Trainer:
         total = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
         for consumed in range(0, samples, size):
             if left():
-                self.pipeline.forward.rest()
+                self.pipeline.forward.reshard()
                 return None
             total += self.pipeline.evaluate(self.batch(dataset, consumed, limit=samples))
-        self.pipeline.forward.rest()
+        self.pipeline.forward.reshard()
         dist.all_reduce(total, group=self.mesh.group("data"))
         if not total[1]:
             raise nothing_to_learn("the validation set")

@@ -28,7 +28,7 @@ def build_optimizer(stages: list[GPT2], optimizer: OptimizerConfig) -> AdamW:
 
 def sum_tied_gradients(stages: list[GPT2], mesh: Mesh) -> None:
     """Add up the gradients of the embedding's two copies, on the first and the last stage, so that
-    they stay equal. Frozen ones do."""
+    they stay equal. Frozen copies have no gradient and stay equal anyway."""
     tied = [stage.wte.weight for stage in stages if stage.wte is not None]
     copies = [local_gradient(weight) for weight in tied if weight.requires_grad]
     if len(copies) == 2:  # a schedule that comes back has both on one rank

@@ -118,7 +118,7 @@ class TrainState:
 
 
 def build_state(config: Config, mesh: Mesh, kernels: Kernels | None = None) -> TrainState:
-    """A state before its first step: this rank's stages, initialised, with nothing in their optimizer.
+    """A state before its first step: this rank's stages, initialized, with nothing in their optimizer.
     Without `kernels` it computes with the reference."""
     stages = build_stages(config, mesh, kernels)
     optimizer = build_optimizer(stages, config.optimizer)

@@ -44,7 +44,7 @@ class Computed(NamedTuple):
     gradients: str
 
 
-def repeat_exactly(device: torch.device) -> None:
+def make_deterministic(device: torch.device) -> None:
     """Make CUDA deterministic, before the first product. An operator without a deterministic form then
     raises: with warn_only attention's backward would keep its nondeterministic sums, although it has a
     deterministic form."""

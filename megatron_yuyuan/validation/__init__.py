@@ -36,7 +36,7 @@ LARGEST = {
 
 
 def _missing(config: Config) -> Problems:
-    """Values below zero or beyond all bounds, and zeros where a number is needed."""
+    """Values below zero or too large, and zeros where a number is needed."""
     needed = {
         *("num_layers", "hidden_size", "num_attention_heads", "make_vocab_size_divisible_by"),
         *("tensor_model_parallel_size", "pipeline_model_parallel_size"),
@@ -52,7 +52,8 @@ def _missing(config: Config) -> Problems:
                 yield ConfigError(f"{name}={value}", why, "0 or more")
             elif field.type in (int, float) and value >= LARGEST.get(name, 2**63):
                 why = "nothing can hold, count or wait for so much"
-                yield ConfigError(f"{name} is beyond all bounds", why, "a smaller number")
+                remedy = f"a number below {LARGEST.get(name, 2**63)}"
+                yield ConfigError(f"{name}={value} is too large", why, remedy)
             elif name in needed and value == 0:
                 flag = f"--{name.replace('_', '-')} N, or --config FILE.toml"
                 yield ConfigError(f"{name} is not given", "nothing can be built without it", flag)
@@ -150,7 +151,7 @@ def _attention(config: Config) -> Problems:
         if config.data.divides_attention:
             why = "it knows the causal mask alone, no document's"
             yield ConfigError(f"{asked} with {divided}", why, "efficient, or auto")
-    if m.attention_backend == "fused" and config.training.computes_alike:
+    if m.attention_backend == "fused" and config.training.is_deterministic:
         what = f"{asked} with deterministic_mode or verify_every"
         yield ConfigError(what, "cuDNN's sums have no fixed order", "flash, or auto")
     if m.attention_backend == "fused" and m.attention_dropout:

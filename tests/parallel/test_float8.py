@@ -12,7 +12,7 @@ from trajectory import whole_gradients
 from megatron_yuyuan.errors import ConfigErrors
 from megatron_yuyuan.kernels import Kernels
 from megatron_yuyuan.kernels.float8 import E4M3, E5M2
-from megatron_yuyuan.parallel.collectives import gather_last, part_of_rank, start_gather
+from megatron_yuyuan.parallel.collectives import all_gather_last, part_of_rank, start_all_gather
 from megatron_yuyuan.parallel.float8 import Float8Axis
 from megatron_yuyuan.parallel.tensor import ColumnParallelLinear, RowParallelLinear
 from megatron_yuyuan.validation import validate
@@ -57,10 +57,10 @@ def whole_results(kind, sequence_parallel: bool) -> list[torch.Tensor]:
     group = layer.axis.group
 
     def of_stream(part):
-        return start_gather(part, group).wait() if sequence_parallel else part
+        return start_all_gather(part, group).wait() if sequence_parallel else part
 
     def of_features(part):
-        return gather_last(part, group)
+        return all_gather_last(part, group)
 
     is_column = kind is ColumnParallelLinear
     outer, inner = (of_features, of_stream) if is_column else (of_stream, of_features)

@@ -10,7 +10,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_yuyuan.parallel import mesh as mesh_module
-from megatron_yuyuan.parallel.collectives import Started, gather_last, part_of_rank, start_gather
+from megatron_yuyuan.parallel.collectives import (
+    Started,
+    all_gather_last,
+    part_of_rank,
+    start_all_gather,
+)
 from megatron_yuyuan.parallel.plan import build_stages
 from megatron_yuyuan.parallel.tensor import ColumnParallelLinear, TensorAxis
 
@@ -71,9 +76,9 @@ def whole_results(sequence_parallel: bool, splits_backward: bool) -> list[torch.
     layer, x, dy = layer_of_rank(sequence_parallel, splits_backward)
     y, group = layer(x), layer.axis.group
     y.backward(dy)
-    dx = start_gather(x.grad, group).wait() if sequence_parallel else x.grad
+    dx = start_all_gather(x.grad, group).wait() if sequence_parallel else x.grad
     parameters = [parameter.grad.full_tensor() for parameter in (layer.weight, layer.bias)]
-    return [gather_last(y.detach(), group), dx, *parameters]
+    return [all_gather_last(y.detach(), group), dx, *parameters]
 
 
 def backward_events(sequence_parallel: bool, splits_backward: bool) -> list[str]:

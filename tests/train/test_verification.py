@@ -14,7 +14,7 @@ from megatron_yuyuan.checkpoint.saver import build_saver
 from megatron_yuyuan.errors import MachineError
 from megatron_yuyuan.exit_report import exit_reported
 from megatron_yuyuan.log import Log
-from megatron_yuyuan.train.verification import _minority, repeat_exactly
+from megatron_yuyuan.train.verification import _minority, make_deterministic
 from megatron_yuyuan.validation import validate
 
 SMALL = TINY.replace(num_layers=2, hidden_dropout=0.1)
@@ -233,15 +233,15 @@ def test_a_step_that_must_repeat_has_its_sums_in_one_order(monkeypatch):
     """What torch and cuBLAS are told on CUDA; on the CPU there is nothing to tell."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     try:
-        repeat_exactly(torch.device("cpu"))
+        make_deterministic(torch.device("cpu"))
         assert not torch.are_deterministic_algorithms_enabled()
-        repeat_exactly(torch.device("cuda", 0))
+        make_deterministic(torch.device("cuda", 0))
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
         torch.use_deterministic_algorithms(False)
         torch.utils.deterministic.fill_uninitialized_memory = True
-    assert TINY.replace(deterministic_mode=True).training.computes_alike
-    assert TINY.replace(verify_every=5).training.computes_alike
-    assert not TINY.training.computes_alike
+    assert TINY.replace(deterministic_mode=True).training.is_deterministic
+    assert TINY.replace(verify_every=5).training.is_deterministic
+    assert not TINY.training.is_deterministic

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_yuyuan.checkpoint.hf_start import PREFIX
+from megatron_yuyuan.checkpoint.hf_start import HF_PREFIX
 from megatron_yuyuan.checkpoint.model import load_model
 from megatron_yuyuan.cli import ArgumentParser, run_command
 from megatron_yuyuan.config import IGNORE, Config
@@ -34,7 +34,7 @@ from megatron_yuyuan.evaluate.generate import answer_all
 from megatron_yuyuan.evaluate.scores import report
 from megatron_yuyuan.log import read_metrics
 from megatron_yuyuan.resolve import resolve_length
-from megatron_yuyuan.samples import question_samples
+from megatron_yuyuan.samples import question_datasets
 from megatron_yuyuan.train.schedule import learning_rate
 
 ROOT = Path(__file__).parents[2]
@@ -55,9 +55,9 @@ def finetune_plain(config: Config, tokenizer: Tokenizer):
     from transformers import GPT2LMHeadModel
 
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    base = config.checkpoint.load.removeprefix(PREFIX)
+    base = config.checkpoint.load.removeprefix(HF_PREFIX)
     model = GPT2LMHeadModel.from_pretrained(base, dtype=torch.float32, **dropout).train()
-    training_set, _ = question_samples(config, tokenizer)
+    training_set, _ = question_datasets(config, tokenizer)
     config = resolve_length(config, len(training_set))
     o, t = config.optimizer, config.training
     matrices = [p for p in model.parameters() if p.dim() > 1]
@@ -138,7 +138,7 @@ def main() -> None:
     """Finetune twice, answer twice, print the tables."""
     options = _parse()
     config = configuration(options)
-    tokenizer = read_tokenizer(options.load.removeprefix(PREFIX))
+    tokenizer = read_tokenizer(options.load.removeprefix(HF_PREFIX))
     pairs = spread(list(read_qa_jsonl(options.data)), options.limit)
     if not pairs:
         what, remedy = f"no question in {options.data}", "a JSONL file of question and answer"
@@ -176,7 +176,7 @@ def _parse() -> argparse.Namespace:
         kind = float if name == "lr" else int
         add(f"--{name.replace('_', '-')}", type=kind, help="in place of the recipe's")
     options = parser.parse_args()
-    if not options.load.startswith(PREFIX):
+    if not options.load.startswith(HF_PREFIX):
         parser.error("--load hf:DIR: transformers must be able to open it too")
     return options
 

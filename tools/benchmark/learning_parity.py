@@ -28,7 +28,7 @@ from megatron_yuyuan.data.tokenizer import open_tokenizer
 from megatron_yuyuan.log import read_metrics
 from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.model.initialization import init_weights
-from megatron_yuyuan.samples import text_samples
+from megatron_yuyuan.samples import text_datasets
 from megatron_yuyuan.train.schedule import learning_rate
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +83,7 @@ def plain(settings: dict, autocast: bool) -> tuple[list[float], float]:
     config = Config().replace(**settings)
     tokenizer = open_tokenizer(config.data)
     config = config.replace(vocab_size=tokenizer.vocab_size)
-    training_set, validation_set = text_samples(config, tokenizer)
+    training_set, validation_set = text_datasets(config, tokenizer)
     start = GPT2(config.model)
     init_weights(start, config.training.seed)
     model = GPT2LMHeadModel(

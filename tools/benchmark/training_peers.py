@@ -15,7 +15,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from megatron_yuyuan.checkpoint.hf_format import PREFIX, to_huggingface
+from megatron_yuyuan.checkpoint.hf_format import PARAMETER_PREFIX, to_huggingface
 from megatron_yuyuan.config import Config, ModelConfig, OptimizerConfig
 from megatron_yuyuan.data.loader import Batch
 from megatron_yuyuan.model.gpt2 import GPT2
@@ -68,7 +68,9 @@ def transformers_step(config: Config, batch_of: BatchOf, fused: bool | None) -> 
     unused |= {"bos_token_id": None, "eos_token_id": None}
     model = GPT2LMHeadModel(GPT2Config(**shape, **unused, attn_implementation="sdpa")).train()
     state = to_huggingface(initial_state(config), config.model)
-    model.transformer.load_state_dict({n.removeprefix(PREFIX): t for n, t in state.items()})
+    model.transformer.load_state_dict(
+        {n.removeprefix(PARAMETER_PREFIX): t for n, t in state.items()}
+    )
     optimizer = adamw(list(model.parameters()), config.optimizer, fused)
 
     def step(number: int) -> float:
