@@ -36,8 +36,8 @@ class OneVoice(DividedModel):
     """A divided model whose logits are global rank 0's on every rank: ranks that drew different tokens,
     for a last bit, would end their texts apart and wait for each other for ever."""
 
-    def __call__(self, tokens: Tensor, **sides) -> Tensor:
-        logits = super().__call__(tokens, **sides)
+    def __call__(self, tokens: Tensor, **inputs) -> Tensor:
+        logits = super().__call__(tokens, **inputs)
         dist.broadcast(logits, src=0)
         return logits
 

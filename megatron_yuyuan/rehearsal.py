@@ -5,10 +5,9 @@ What is named is opened as the run would open it: checkpoint, tokenizer, shards.
 a laptop that has none of them, is said to be unchecked.
 """
 
-from dataclasses import dataclass
-
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.loader import Dataset
+from megatron_yuyuan.data.tokenizer import Tokenizer
 from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.introduction import introduce_data, introduce_layout, table
 from megatron_yuyuan.log import Log
@@ -30,13 +29,6 @@ from megatron_yuyuan.validation import validate
 from megatron_yuyuan.writers import require_extras
 
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class UnnamedTokenizer:
-    """Stands for a tokenizer that was not named: its number of tokens is the configuration's."""
-
-    vocab_size: int
 
 
 def rehearse(config: Config, samples: Samples) -> None:
@@ -66,12 +58,12 @@ def checked(
     """The configuration as the run would resolve it, and its training and validation set if named.
     Raises what the run would raise before its process group exists."""
     origin = named_origin(config, log)
-    tokenizer = tokenizer_or_stand_in(config, origin, log)
-    config = resolve(config, tokenizer, origin, ranks)
+    tokenizer = named_tokenizer(config, origin, log)
+    tokens = tokenizer.vocab_size if tokenizer else config.model.vocab_size
+    config = resolve(config, tokens, origin, ranks)
     validate(config, ranks)
     require_extras(config.logging)
-    data = config.data
-    if not (data.data_path or data.train_data_path or data.valid_data_path):
+    if tokenizer is None or not _names_data(config):
         log.line("data: none is named, none is checked")
         return config, None
     config, training_set, validation_set = open_samples(config, tokenizer, samples)
@@ -88,14 +80,19 @@ def named_origin(config: Config, log: Log) -> Origin | None:
     return starting_point(config)
 
 
-def tokenizer_or_stand_in(config: Config, origin: Origin | None, log: Log):
-    """The run's tokenizer, or a stand-in where none is named but the vocabulary's size is."""
+def named_tokenizer(config: Config, origin: Origin | None, log: Log) -> Tokenizer | None:
+    """The run's tokenizer; None where none is needed, since the vocabulary's size is given."""
     data = config.data
     named = data.tokenizer_model or data.vocab_file or data.merge_file
-    if named or data.data_path or data.train_data_path or origin or not config.model.vocab_size:
+    if named or _names_data(config) or origin or not config.model.vocab_size:
         return run_tokenizer(config, origin)
     log.line("tokenizer: none is named, none is checked")
-    return UnnamedTokenizer(config.model.vocab_size)
+    return None
+
+
+def _names_data(config: Config) -> bool:
+    data = config.data
+    return bool(data.data_path or data.train_data_path or data.valid_data_path)
 
 
 def draw_memory(reports: list[RankReport]) -> list[str]:

@@ -59,9 +59,9 @@ def run_tokenizer(config: Config, origin: Origin | None) -> Tokenizer:
     return tokenizer
 
 
-def resolve(config: Config, tokenizer: Tokenizer, origin: Origin | None, ranks: int) -> Config:
-    """Fill in what was left at 0: the model's shape, by its checkpoint or the tokenizer, and
-    global_batch_size. Raises ConfigError where a checkpoint has another shape."""
+def resolve(config: Config, tokens: int, origin: Origin | None, ranks: int) -> Config:
+    """Fill in what was left at 0: the model's shape, by its checkpoint or the number of the tokenizer's
+    tokens, and global_batch_size. Raises ConfigError where a checkpoint has another shape."""
     training, parallel, given = config.training, config.parallel, config.model
     model_ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
     whole_share = training.micro_batch_size * max(1, ranks // max(1, model_ranks))
@@ -69,14 +69,14 @@ def resolve(config: Config, tokenizer: Tokenizer, origin: Origin | None, ranks: 
     _require_base(origin, given)
     if origin is None:
         config = config.replace(
-            vocab_size=given.vocab_size or tokenizer.vocab_size,
+            vocab_size=given.vocab_size or tokens,
             max_position_embeddings=given.max_position_embeddings or config.data.seq_length,
         )
     else:
         config = config.replace(**_shape_of(origin, given))
-    if config.model.vocab_size < tokenizer.vocab_size:
+    if config.model.vocab_size < tokens:
         raise ConfigError(
-            f"vocab_size={config.model.vocab_size}, but the tokenizer has {tokenizer.vocab_size}",
+            f"vocab_size={config.model.vocab_size}, but the tokenizer has {tokens}",
             "every token needs a row of the embedding",
             "leave --vocab-size out, or the tokenizer of the model that the run starts from",
         )

@@ -90,7 +90,7 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
     with refusal_reported(watched):
         ranks, origin = mesh_module.world_size(), starting_point(config)
         tokenizer = run_tokenizer(config, origin)
-        config = resolve(config, tokenizer, origin, ranks)
+        config = resolve(config, tokenizer.vocab_size, origin, ranks)
         validate(config, ranks)
         require_extras(config.logging)
         config, training_set, validation_set = open_samples(config, tokenizer, samples)

@@ -144,7 +144,7 @@ def validated(words: list[str], ranks: int, finetunes: bool) -> None:
     shape = ("--config", str(ROOT / "examples" / "configs" / "gpt2_124m.toml")) if finetunes else ()
     config = parse_config("", [*shape, *words])
     ranks = config.parallel.dry_run_ranks or ranks
-    validate(resolve(config, SimpleNamespace(vocab_size=50257), None, ranks), ranks)
+    validate(resolve(config, 50257, None, ranks), ranks)
 
 
 def check(command: Command) -> None:

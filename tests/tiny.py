@@ -10,8 +10,8 @@ import torch
 from megatron_yuyuan.config import IGNORE, Config
 from megatron_yuyuan.kernels import Kernels
 from megatron_yuyuan.parallel import mesh as mesh_module
-from megatron_yuyuan.train.loop import Trainer
 from megatron_yuyuan.train.state import build_state
+from megatron_yuyuan.train.trainer import Trainer
 
 TINY = Config().replace(
     num_layers=8,

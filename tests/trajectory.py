@@ -7,7 +7,7 @@ import torch.distributed as dist
 from tiny import RandomText, build_trainer
 
 from megatron_yuyuan.parallel.collectives import all_reduced
-from megatron_yuyuan.train.loop import Trainer
+from megatron_yuyuan.train.trainer import Trainer
 
 
 def whole_gradients(trainer: Trainer) -> dict[str, torch.Tensor]:

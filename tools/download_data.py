@@ -13,7 +13,7 @@ that is there. PubMed's baseline of 2026 is 1,274 files, tens of gigabytes in al
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -94,7 +94,7 @@ def _number_range(text: str) -> tuple[int, int]:
 def _download_pubmed(client: Client, url: str, options: argparse.Namespace) -> None:
     names = pubmed_names(client.read(url), *(options.files or (1, 9999)))
     folder, fetched = Path(options.output_dir), 0
-    done = download_with_md5(client, url, names, folder, options.jobs)
+    done: Iterable[tuple[str, bool]] = download_with_md5(client, url, names, folder, options.jobs)
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track

@@ -30,16 +30,19 @@ def main(args: Sequence[str] | None = None) -> None:
     shards = {prefix: IndexedDataset(prefix) for prefix in options.data_path}
     from megatron_yuyuan.checkpoint.model import load_model  # torch: after --help and a wrong path
     from megatron_yuyuan.evaluate.perplexity import Windows, perplexity
+    from megatron_yuyuan.model.gpt2 import GPT2
 
     loaded = load_model(options.load, options.ckpt_step or None, options.device)
-    length = window_length(options.seq_length, loaded.model.config.max_position_embeddings)
+    model = loaded.model
+    assert isinstance(model, GPT2)  # load_model divides nothing
+    length = window_length(options.seq_length, model.config.max_position_embeddings)
     stride, windows = options.stride or length, {}
     for prefix, shard in shards.items():
         shard.check_vocabulary(loaded.tokenizer.fingerprint, loaded.tokenizer.vocab_size)
         check_template(shard, loaded.template)
         windows[prefix] = Windows(shard, length, stride, part_of(shard, options))
     found = {
-        prefix: {"windows": len(of)} | perplexity(loaded.model, of, options.micro_batch_size)
+        prefix: {"windows": len(of)} | perplexity(model, of, options.micro_batch_size)
         for prefix, of in windows.items()
     }
     if len(found) > 1:

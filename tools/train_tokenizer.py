@@ -12,7 +12,7 @@ a text.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,7 +24,7 @@ from megatron_yuyuan.data.tokenizer import GPT2_PAIRS, Tokenizer, read_tokenizer
 from megatron_yuyuan.data.tokenizer_base import TOKENIZER_FILES
 from megatron_yuyuan.errors import ConfigError, DataError
 
-LEARNERS = {
+LEARNERS: dict[str, Callable[[Iterator[str], int], Tokenizer]] = {
     "bytelevel-bpe": train_bpe,
     "sentencepiece-unigram": partial(train_sentencepiece, learner="unigram"),
     "sentencepiece-bpe": partial(train_sentencepiece, learner="bpe"),
@@ -51,9 +51,10 @@ def main(args: Sequence[str] | None = None) -> None:
         "--output-dir", required=True, metavar="DIR", help="where the tokenizer's files go"
     )
     options = parser.parse_args(args)
-    sources, documents = find_sources(options.input, options.input_format), Counter()
+    sources = find_sources(options.input, options.input_format)
+    documents: Counter[str] = Counter()
 
-    def texts():
+    def texts() -> Iterator[str]:
         for text in read_texts(sources, options.json_keys, Counter()):
             documents["read"] += 1
             yield text

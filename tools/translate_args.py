@@ -55,7 +55,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """Read, translate, check, print. Raises ConfigError."""
     words = list(sys.argv[1:] if args is None else args)
     place = words.index("--") if "--" in words else len(words)
-    options, command, exported = _parse(words[:place]), words[place + 1 :], {}
+    options, command = _parse(words[:place]), words[place + 1 :]
+    exported: dict[str, str] = {}
     if bool(options.script) == bool(command):
         what = "give a script, or a command after --, one of the two"
         raise ConfigError(what, "one command is translated", "translate_args.py train.sh ARGUMENTS")
@@ -116,8 +117,7 @@ def check(parts: Parts, translation: Translation) -> tuple[int, list[ConfigError
     files is not looked at; the vocabulary is taken to be GPT-2's."""
     if parts.script != "pretrain_gpt.py":
         return 0, []
-    from megatron_yuyuan.rehearsal import UnnamedTokenizer  # imports torch
-    from megatron_yuyuan.resolve import resolve
+    from megatron_yuyuan.resolve import resolve  # imports torch
     from megatron_yuyuan.validation import validate
 
     ranks = 0
@@ -126,7 +126,7 @@ def check(parts: Parts, translation: Translation) -> tuple[int, list[ConfigError
         parallel = config.parallel
         least = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
         ranks = parts.ranks or least
-        validate(resolve(config, UnnamedTokenizer(GPT2_VOCABULARY), None, ranks), ranks)
+        validate(resolve(config, GPT2_VOCABULARY, None, ranks), ranks)
     except ConfigErrors as errors:
         return ranks, errors.problems
     except ConfigError as error:

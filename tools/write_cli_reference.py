@@ -88,10 +88,14 @@ def group_section(group: str) -> str:
 def tool_section(path: Path) -> str:
     """What a tool does, and its flags."""
     module = load(path)
-    said = re.match(r".+?[.?](?=\s)", " ".join([*module.__doc__.split(), ""]))[0]
+    said = re.split(r"(?<=[.?])\s", " ".join((module.__doc__ or "").split()), maxsplit=1)[0]
     parser = parser_of(lambda: module.main([]))
     rows = [
-        (_flag(action), "required" if _required(action) else _default(action.default), action.help)
+        (
+            _flag(action),
+            "required" if _required(action) else _default(action.default),
+            action.help or "",
+        )
         for action in _own(parser)
     ]
     table = _table(rows) if rows else "No flags.\n"
@@ -101,6 +105,7 @@ def tool_section(path: Path) -> str:
 def load(path: Path) -> ModuleType:
     """A command as a module, without running it."""
     spec = importlib.util.spec_from_file_location(f"command_{path.stem}", path)
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

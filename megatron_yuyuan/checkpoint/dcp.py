@@ -14,6 +14,7 @@ shape, so any layout loads what any layout saved. docs/checkpoint_format.md has 
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -163,7 +164,7 @@ def describe_run(
 def save_checkpoint(
     directory: str | Path,
     iteration: int,
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
     document: dict,
     group: dist.ProcessGroup | None = None,
     one_file: bool = True,
@@ -186,7 +187,7 @@ def save_checkpoint(
         ranks.on_first(lambda: _begin(partial, needed))
         with quiet(), without_crc32():
             dcp.save(
-                tensors,
+                dict(tensors),
                 storage_writer=writer,
                 process_group=group,
                 no_dist=not dist.is_initialized(),

@@ -52,8 +52,8 @@ def our_logits(config: ModelConfig, weight: Weight) -> Tensor:
         model = GPT2(config)
     layers = {f"h.{number}.": block for number, block in model.h.items()}
     fill_as_needed(model, layers, weight)
-    sides = {"positions": probe.positions, "sample_ids": torch.arange(2), "step": 0}
-    return model.eval()(probe.tokens, **sides)
+    inputs = {"positions": probe.positions, "sample_ids": torch.arange(2), "step": 0}
+    return model.eval()(probe.tokens, **inputs)
 
 
 @torch.no_grad()

@@ -8,10 +8,10 @@ of the weights together to make a spike.
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from megatron_yuyuan.checkpoint.dcp import iteration_of, load_tensors, read_run, whole_checkpoints
 from megatron_yuyuan.checkpoint.ranks import Ranks
+from megatron_yuyuan.checkpoint.saver import NoSaver, Saver
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.errors import DamagedError, DataError
 from megatron_yuyuan.log import Log
@@ -20,20 +20,10 @@ from megatron_yuyuan.train.spikes import left_out_too, number_of, same_until
 from megatron_yuyuan.train.state import TrainState
 
 
-class Saves(Protocol):
-    """What writes the run's checkpoints; checkpoint/saver.py has them."""
-
-    def save(self, validation_loss: float | None) -> None:
-        """Keep this moment."""
-
-    def complete(self) -> None:
-        """Wait for what is under way."""
-
-
 class Rollback:
     """Takes a run back at its loss spikes. Every rank makes one and calls it after the same steps."""
 
-    def __init__(self, config: Config, state: TrainState, saver: Saves, log: Log):
+    def __init__(self, config: Config, state: TrainState, saver: Saver | NoSaver, log: Log):
         self._config, self._state, self._saver, self._log = config, state, saver, log
 
     def __call__(self, spike: dict) -> bool:

@@ -3,6 +3,7 @@
 import math
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.errors import DataError, SpaceError
 
 
-def checkpoint_bytes(tensors: dict[str, Tensor], ranks: Ranks) -> int:
+def checkpoint_bytes(tensors: Mapping[str, Tensor], ranks: Ranks) -> int:
     """Bytes of all tensors of all ranks, each name once and whole. Headers, about a kilobyte a
     tensor, are left out: a place that lacks only these says so itself."""
     sizes: dict[str, int] = {}

@@ -55,10 +55,10 @@ class Batch:
     document_ids: Tensor | None = None
     """(B, T) int64, number of each token's document in its sample; None: attend to all before"""
 
-    def sides(self) -> dict[str, Tensor]:
+    def model_inputs(self) -> dict[str, Tensor]:
         """What every stage of the model needs beside its input."""
-        sides = {"positions": self.positions, "sample_ids": self.sample_ids}
-        return sides if self.document_ids is None else sides | {"document_ids": self.document_ids}
+        inputs = {"positions": self.positions, "sample_ids": self.sample_ids}
+        return inputs if self.document_ids is None else inputs | {"document_ids": self.document_ids}
 
     def split(self, portions: int) -> list["Batch"]:
         """Equal micro batches, in order."""

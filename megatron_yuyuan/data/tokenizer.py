@@ -1,7 +1,7 @@
 """The tokenizer that a configuration, a file or a directory names, of whatever kind it is."""
 
 import re
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace, _ActionsContainer
 from pathlib import Path
 
 from megatron_yuyuan.cli import add_config_argument
@@ -55,7 +55,7 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
     )
 
 
-def add_tokenizer_arguments(parser: ArgumentParser) -> None:
+def add_tokenizer_arguments(parser: _ActionsContainer) -> None:
     """The flags that name a tokenizer, as in training."""
     for name in TOKENIZER_FIELDS:
         add_config_argument(parser, name)

@@ -49,7 +49,7 @@ class Job:
         tokenizer = run_tokenizer(self.config, origin)
         self._found(f"{tokenizer.vocab_size:,} tokens, fingerprint {tokenizer.fingerprint[:12]}")
         self._at = "configuration"
-        self.config = resolve(self.config, tokenizer, origin, ranks)
+        self.config = resolve(self.config, tokenizer.vocab_size, origin, ranks)
         validate(self.config, ranks)
         self.is_valid = True
         require_extras(self.config.logging)

@@ -105,7 +105,7 @@ def perplexity(model: GPT2, dataset: Dataset, batch_size: int = 8) -> dict:
     for first in range(0, len(dataset), batch_size):
         samples = [dataset[n] for n in range(first, min(first + batch_size, len(dataset)))]
         batch = _padded(samples).to(model.device)
-        losses, count = model(batch.tokens, labels=batch.labels, step=0, **batch.sides())
+        losses, count = model(batch.tokens, labels=batch.labels, step=0, **batch.model_inputs())
         loss, tokens = loss + losses.item(), tokens + int(count.item())
     if not tokens:
         raise DataError(

@@ -30,7 +30,7 @@ ATTENTION_RESIDUAL, MLP_RESIDUAL, ATTENTION_WEIGHTS, EMBEDDING = range(4)
 
 
 @dataclass(frozen=True)
-class Sides:
+class BlockInputs:
     """What every layer of one forward pass needs beside the hidden states. The same on every
     pipeline stage."""
 
@@ -51,18 +51,18 @@ class Dropout(nn.Module):
         super().__init__()
         self.p, self.seed, self.site, self.kernels = p, seed, site, kernels
 
-    def rows(self, x: Tensor, sides: Sides) -> Tensor:
+    def rows(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """(B, T) int64: the number of each of the rows of x in the whole batch."""
-        return numbers_of_rows(sides.sample_ids, x.shape[1])
+        return numbers_of_rows(inputs.sample_ids, x.shape[1])
 
-    def mask(self, x: Tensor, sides: Sides) -> DropoutMask | None:
+    def mask(self, x: Tensor, inputs: BlockInputs) -> DropoutMask | None:
         """Of hidden states like x; None where nothing is dropped."""
         if not (self.training and self.p):
             return None
-        return DropoutMask(self.p, self.rows(x, sides), self.seed, sides.step, self.site)
+        return DropoutMask(self.p, self.rows(x, inputs), self.seed, inputs.step, self.site)
 
-    def forward(self, x: Tensor, sides: Sides) -> Tensor:
-        return self.kernels.dropout(x, self.mask(x, sides))
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        return self.kernels.dropout(x, self.mask(x, inputs))
 
 
 def numbers_of_rows(matrices: Tensor, length: int) -> Tensor:
@@ -79,11 +79,11 @@ class AttentionDropout(nn.Module):
         self.p, self.seed, self.site, self.kernels = p, seed, site, kernels
         self.num_heads, self.first_head = num_heads, 0
 
-    def forward(self, weights: Tensor, sides: Sides) -> Tensor:
+    def forward(self, weights: Tensor, inputs: BlockInputs) -> Tensor:
         heads = self.first_head + torch.arange(weights.shape[1], device=weights.device)
-        numbers = sides.sample_ids[:, None] * self.num_heads + heads
+        numbers = inputs.sample_ids[:, None] * self.num_heads + heads
         rows = numbers_of_rows(numbers, weights.shape[2])
-        mask = DropoutMask(self.p, rows, self.seed, sides.step, self.site)
+        mask = DropoutMask(self.p, rows, self.seed, inputs.step, self.site)
         return self.kernels.dropout(weights, mask)
 
 
@@ -150,26 +150,26 @@ class Attention(nn.Module):
             kernels,
         )
 
-    def forward(self, x: Tensor, sides: Sides) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Tensor]:
         qkv = self.c_attn(x)
         qkv = qkv.view(*qkv.shape[:2], -1, 3, self.head_dim)  # (B, T, N, 3, D)
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))  # (B, N, T, D)
-        if sides.cache is not None:
-            k, v = sides.cache.extend(self.layer, k, v)
+        if inputs.cache is not None:
+            k, v = inputs.cache.extend(self.layer, k, v)
         attend = recomputed(self.attend) if self.recompute_core else self.attend
-        y = attend(q, k, v, sides)
+        y = attend(q, k, v, inputs)
         return self.c_proj(y.transpose(1, 2).flatten(2))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, sides: Sides) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, inputs: BlockInputs) -> Tensor:
         """q (B, N, T, D) against k, v (B, N, S, D), S >= T: the queries are the last T of S
         tokens."""
-        mask = self.mask(q.shape[2], k.shape[2], sides.document_ids, q.device)
+        mask = self.mask(q.shape[2], k.shape[2], inputs.document_ids, q.device)
         p = self.attn_dropout.p if self.training else 0.0
         if not self.unfused and (not p or self.fused_dropout):
             return fused_attention(q, k, v, mask, p, self.backend)
-        own_mask = None if sides.document_ids is None else mask
+        own_mask = None if inputs.document_ids is None else mask
         weights = attention_weights(q, k, own_mask, self.kernels)
-        return (self.attn_dropout(weights, sides) if p else weights) @ v
+        return (self.attn_dropout(weights, inputs) if p else weights) @ v
 
     @staticmethod
     def mask(queries: int, keys: int, document_ids: Tensor | None, device) -> Tensor | None:
@@ -215,12 +215,12 @@ class Block(nn.Module):
         self.resid_2 = Dropout(config.hidden_dropout, seed, layer * 16 + MLP_RESIDUAL, kernels)
         self.kernels = kernels
 
-    def forward(self, x: Tensor, sides: Sides) -> Tensor:
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         x, normed = self.ln_1.beside(x)
-        attended, bias = self.attn(normed, sides)
-        x, normed = self.ln_2.of_sum(attended, bias, x, self.resid_1.mask(x, sides))
+        attended, bias = self.attn(normed, inputs)
+        x, normed = self.ln_2.of_sum(attended, bias, x, self.resid_1.mask(x, inputs))
         projected, bias = self.mlp(normed)
-        return self.kernels.bias_dropout_add(projected, bias, x, self.resid_2.mask(x, sides))
+        return self.kernels.bias_dropout_add(projected, bias, x, self.resid_2.mask(x, inputs))
 
 
 class GPT2(nn.Module):
@@ -277,16 +277,16 @@ class GPT2(nn.Module):
         tokens_or_hidden  (B, T) int64 with the embedding, else (B, T, C) from the stage before
         positions         (B, T) int64, row of the position table
         document_ids      (B, T) int64 or None; with a cache (B, S) of all S tokens so far
-        sample_ids, step  see `Sides`
+        sample_ids, step  see `BlockInputs`
         labels            (B, T) int64 or None
         last_token_only   give the head (B, 1, C), all that the next token needs
         return            (B, T, C) without the head; else what `LanguageModelHead` returns
         """
-        sides = Sides(sample_ids, step, document_ids, cache)
+        inputs = BlockInputs(sample_ids, step, document_ids, cache)
         x = tokens_or_hidden
         if self.wte is not None and self.wpe is not None:
-            x = self.drop(self.wte(x) + self.wpe(positions), sides)
-        x = self.recomputation.through(list(self.h.values()), x, sides)
+            x = self.drop(self.wte(x) + self.wpe(positions), inputs)
+        x = self.recomputation.through(list(self.h.values()), x, inputs)
         if self.head is None:
             return x
         assert self.ln_f is not None and self.wte is not None  # they stand on the head's stage

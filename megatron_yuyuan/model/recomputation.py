@@ -24,11 +24,11 @@ class Recomputation:
     num_layers: int = 0
     """See method."""
 
-    def through(self, blocks: list[nn.Module], x: Tensor, sides) -> Tensor:
+    def through(self, blocks: list[nn.Module], x: Tensor, inputs) -> Tensor:
         """x (B, T, C) through the blocks, with the other argument that each of them takes."""
         for run, again in self.runs(blocks):
             forward = recomputed(_through) if again else _through
-            x = forward(run, x, sides)
+            x = forward(run, x, inputs)
         return x
 
     def runs(self, blocks: list[nn.Module]) -> list[tuple[list[nn.Module], bool]]:
@@ -42,9 +42,9 @@ class Recomputation:
         return [(blocks[start : start + self.num_layers], True) for start in starts]
 
 
-def _through(blocks: list[nn.Module], x: Tensor, sides) -> Tensor:
+def _through(blocks: list[nn.Module], x: Tensor, inputs) -> Tensor:
     for block in blocks:
-        x = block(x, sides)
+        x = block(x, inputs)
     return x
 
 

@@ -41,10 +41,10 @@ class StagedForward:
         self._cuts_of_t = mesh.size("tensor") if config.parallel.sequence_parallel else 1
 
     @torch.no_grad()
-    def __call__(self, tokens: Tensor, **sides):
+    def __call__(self, tokens: Tensor, **inputs):
         """The last stage's output on the rank that holds it, hidden states on the others.
 
-        tokens (B, T) int64, T divisible by the tensor ranks under sequence parallelism; sides: the
+        tokens (B, T) int64, T divisible by the tensor ranks under sequence parallelism; inputs: the
         keyword arguments of `GPT2.forward`, read alike on every rank.
         """
         group, ranks, output = self.mesh.group("pipeline"), self.plan.ranks, tokens
@@ -52,7 +52,7 @@ class StagedForward:
             if number and ranks[number - 1] != ranks[number]:
                 output = self._empty_hidden(tokens)
                 dist.recv(output, group=group, group_src=ranks[number - 1])
-            output = model.eval()(output, **sides)
+            output = model.eval()(output, **inputs)
             if number + 1 < len(ranks) and ranks[number + 1] != ranks[number]:
                 dist.send(output.contiguous(), group=group, group_dst=ranks[number + 1])
         return output
@@ -92,9 +92,9 @@ class DividedModel:
                 module.axis = axis
             self._forward.reshard()
 
-    def __call__(self, tokens: Tensor, *, last_token_only: bool = False, **sides) -> Tensor:
-        """tokens (B, T) int64 -> (B, T or 1, vocab_size) float32; sides: as `StagedForward`."""
-        output = self._forward(tokens, last_token_only=last_token_only, **sides)
+    def __call__(self, tokens: Tensor, *, last_token_only: bool = False, **inputs) -> Tensor:
+        """tokens (B, T) int64 -> (B, T or 1, vocab_size) float32; inputs: as `StagedForward`."""
+        output = self._forward(tokens, last_token_only=last_token_only, **inputs)
         ranks = self._forward.plan.ranks
         if self._mesh.rank("pipeline") == ranks[-1]:
             logits = output.float().contiguous()

@@ -100,7 +100,7 @@ class Pipeline:
     def _through(self, schedule: Schedule, batch: Batch, step: int) -> list[Tensor]:
         inputs = (batch.tokens,) if self.holds_first else ()
         losses: list[Tensor] = []
-        named: dict = {**batch.sides(), "step": step, "labels": batch.labels}
+        named: dict = {**batch.model_inputs(), "step": step, "labels": batch.labels}
         if self.holds_last:
             named |= {"target": batch.labels, "losses": losses, "return_outputs": False}
         schedule.step(*inputs, **named)
@@ -114,7 +114,7 @@ class Pipeline:
             model.set_requires_gradient_sync(last)  # reduce over the data axis once per step
             model.set_reshard_after_backward(last)  # and gather parameters once per step
             loss = self._scaled(
-                model(micro.tokens, **micro.sides(), step=step, labels=micro.labels)
+                model(micro.tokens, **micro.model_inputs(), step=step, labels=micro.labels)
             )
             loss.backward()
             losses.append(loss.detach())
@@ -125,7 +125,7 @@ class Pipeline:
         this batch, one micro batch at a time."""
         result = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
         for micro in batch.split(self.micro_batches):
-            output = self.forward(micro.tokens, **micro.sides(), step=0, labels=micro.labels)
+            output = self.forward(micro.tokens, **micro.model_inputs(), step=0, labels=micro.labels)
             if self.holds_last:
                 result += torch.cat(output)
         dist.broadcast(result, group=self.mesh.group("pipeline"), group_src=self.loss_rank)

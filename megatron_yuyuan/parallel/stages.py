@@ -76,7 +76,7 @@ def balanced(config: Config, ranks: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def idle_share(schedule: str, ranks: int, virtual: int, micro_batches: int) -> Fraction:
+def bubble_fraction(schedule: str, ranks: int, virtual: int, micro_batches: int) -> Fraction:
     """The bubble: the share of a step for which each of `ranks` pipeline ranks waits for others.
 
     A forward counts 1, a backward 2, stages are equal, and the micro batches are a multiple of the ranks

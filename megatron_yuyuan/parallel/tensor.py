@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from megatron_yuyuan.model.gpt2 import Dropout, LayerNorm, LinearBeforeBias, Sides, numbers_of_rows
+from megatron_yuyuan.model.gpt2 import (
+    BlockInputs,
+    Dropout,
+    LayerNorm,
+    LinearBeforeBias,
+    numbers_of_rows,
+)
 from megatron_yuyuan.parallel.collectives import (
     all_gather_sequence,
     copy_to_ranks,
@@ -303,8 +309,8 @@ class ResidualDropout(Dropout):
         super().__init__(dropout.p, dropout.seed, dropout.site, dropout.kernels)
         self.axis = axis
 
-    def rows(self, x: Tensor, sides: Sides) -> Tensor:
+    def rows(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         if not self.axis.divides_sequence:
-            return super().rows(x, sides)
-        rows = numbers_of_rows(sides.sample_ids, self.axis.size * x.shape[1])
+            return super().rows(x, inputs)
+        rows = numbers_of_rows(inputs.sample_ids, self.axis.size * x.shape[1])
         return part_of_rank(rows, self.axis.rank, self.axis.size)

@@ -34,8 +34,8 @@ from megatron_yuyuan.planner.live_memory import ACTIVATIONS, GATHERED, OTHER, Li
 from megatron_yuyuan.planner.memory import predict_memory
 from megatron_yuyuan.planner.sizes import Sizes
 from megatron_yuyuan.planner.traffic import Exchanged, Traffic
-from megatron_yuyuan.train.loop import Trainer
 from megatron_yuyuan.train.state import build_state, named_parameters
+from megatron_yuyuan.train.trainer import Trainer
 
 aten = torch.ops.aten
 PARTS = ("weights", "moments", GATHERED, ACTIVATIONS, OTHER)

@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from megatron_yuyuan.config import Config
-from megatron_yuyuan.parallel.stages import idle_share, runs_as
+from megatron_yuyuan.parallel.stages import bubble_fraction, runs_as
 from megatron_yuyuan.report.record import unreadable
 
 ACTION = re.compile(r"stage (\d+) (forward|backward|weights) (\d+)")
@@ -104,4 +104,4 @@ def theoretical_bubble(timeline: Timeline, config: Config) -> tuple[str, Fractio
     micro_batches = 1 + max(a.micro_batch for actions in timeline.values() for a in actions)
     schedule = runs_as(parallel, micro_batches)
     ranks, virtual = parallel.pipeline_model_parallel_size, parallel.stages_per_rank
-    return schedule, idle_share(schedule, ranks, virtual, micro_batches)
+    return schedule, bubble_fraction(schedule, ranks, virtual, micro_batches)

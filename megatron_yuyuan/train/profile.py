@@ -8,9 +8,9 @@ from torch.profiler import profile
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.loader import Borders, Dataset
-from megatron_yuyuan.train.loop import Trainer
 from megatron_yuyuan.train.schedule import train_iterations
 from megatron_yuyuan.train.state import TrainState
+from megatron_yuyuan.train.trainer import Trainer
 
 
 class ProfiledTrainer(Trainer):

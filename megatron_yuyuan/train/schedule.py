@@ -1,4 +1,4 @@
-"""The learning rate and the batch size as functions of how far a run is.
+"""The learning rate, the batch size and what is due, as functions of how far a run is.
 
 A run is counted in iterations or, with --train-samples, in samples: lengths and positions below are
 one or the other, never both. Nothing here has a state, so that a resumed run needs none.
@@ -78,6 +78,12 @@ def train_iterations(training: TrainingConfig) -> int:
         return training.train_iters
     steps, consumed = _growing(training.train_samples, training)
     return steps + (training.train_samples - consumed) // batch_size(consumed, training)
+
+
+def due(iteration: int, interval: int, last: int = 0) -> bool:
+    """Whether something is done after this iteration that is done after every `interval` (0: none) and
+    after the last."""
+    return iteration == last or (bool(interval) and iteration % interval == 0)
 
 
 def whole_batches(samples: int, training: TrainingConfig) -> int:

@@ -21,7 +21,7 @@ from megatron_yuyuan.train.spikes import Ranges
 @dataclass
 class TrainState:
     """Everything that a step changes. There is no random state: see kernels/philox.py, and
-    `loop.seed_torch` where torch's own generator is asked for."""
+    `trainer.seed_torch` where torch's own generator is asked for."""
 
     stages: list[GPT2]
     """This rank's pipeline stages, divided; one under 1F1B."""

@@ -213,7 +213,7 @@ def _ramp(config: Config) -> Problems:
 
 
 def _learning_rate(config: Config) -> Problems:
-    """The course of the learning rate."""
+    """The learning rate schedule."""
     t, o = config.training, config.optimizer
     counted, other = ("samples", "iters") if counts_samples(t) else ("iters", "samples")
     for part in ("decay", "warmup", "wsd_decay"):

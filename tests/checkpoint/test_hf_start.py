@@ -198,11 +198,11 @@ def test_a_directory_that_is_not_there_is_an_error(tmp_path):
 def test_the_shape_is_the_directorys(directory, prepared):
     origin = starting_point(Config().replace(load=f"hf:{directory}"))
     tokenizer = read_tokenizer(prepared / "tokenizer")
-    model = resolve(Config(), tokenizer, origin, 1).model
+    model = resolve(Config(), tokenizer.vocab_size, origin, 1).model
     assert (model.num_layers, model.hidden_size, model.num_attention_heads) == (4, 32, 8)
     assert (model.vocab_size, model.max_position_embeddings, model.hidden_dropout) == (301, 16, 0)
     with pytest.raises(ConfigError, match="num_layers=3, but"):
-        resolve(Config().replace(num_layers=3), tokenizer, origin, 1)
+        resolve(Config().replace(num_layers=3), tokenizer.vocab_size, origin, 1)
 
 
 def test_the_tokenizer_is_the_directorys_or_else_configured(copy, prepared):
@@ -230,7 +230,7 @@ def test_a_tokenizer_that_the_embedding_has_no_rows_for_is_refused(prepared, tmp
     gpt2(299, 16).save_pretrained(tmp_path)
     origin = starting_point(Config().replace(load=f"hf:{tmp_path}"))
     with pytest.raises(ConfigError, match="vocab_size=299, but the tokenizer has 300"):
-        resolve(Config(), read_tokenizer(prepared / "tokenizer"), origin, 1)
+        resolve(Config(), read_tokenizer(prepared / "tokenizer").vocab_size, origin, 1)
 
 
 def test_a_checkpoint_of_save_comes_before_the_directory(directory, prepared, tmp_path):

@@ -58,7 +58,7 @@ def loss() -> float:
     batch = read_batch(RandomText(CONFIG, 13), 0, 13, 0, 1, "cpu")
     with torch.no_grad():
         summed, count = drawn_model()(
-            batch.tokens, **batch.sides(), step=0, labels=batch.labels
+            batch.tokens, **batch.model_inputs(), step=0, labels=batch.labels
         )  # fmt: skip
     return (summed / count).item()
 
@@ -112,7 +112,7 @@ def test_shape_and_tokens_are_known_before_a_process_group_exists(folder, prepar
     config = place(folder / "torch_dist", prepared)
     origin = starting_point(config)
     assert origin.weights_only
-    model = resolve(config, run_tokenizer(config, origin), origin, 1).model
+    model = resolve(config, run_tokenizer(config, origin).vocab_size, origin, 1).model
     assert (model.num_layers, model.hidden_size, model.num_attention_heads) == (4, 32, 8)
     assert (model.vocab_size, model.max_position_embeddings) == (300, 32)
     assert starting_point(place(folder / KINDS[1], prepared, num_attention_heads=4))

@@ -59,6 +59,6 @@ def test_micro_batches_and_data_ranks_keep_their_documents():
     for cut in (parts, whole.split(4)):
         for name, tensor in vars(whole).items():
             assert torch.equal(torch.cat([getattr(part, name) for part in cut]), tensor), name
-    assert "document_ids" in whole.sides()
+    assert "document_ids" in whole.model_inputs()
     plain = read_batch(Samples(), 8, 8, 0, 1, "cpu")
-    assert "document_ids" not in plain.sides() and plain.split(2)[1].document_ids is None
+    assert "document_ids" not in plain.model_inputs() and plain.split(2)[1].document_ids is None

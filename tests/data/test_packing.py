@@ -78,7 +78,7 @@ def test_packed_pairs_have_the_loss_and_the_gradient_of_unpacked_ones(shard, on_
     for dataset, borders in ((whole, None), (packed, Borders(EOD, True, True)), (packed, None)):
         model.zero_grad()
         batch = read_batch(dataset, 0, len(dataset), 0, 1, "cpu", borders=borders)
-        loss, count = model(batch.tokens, **batch.sides(), step=0, labels=batch.labels)
+        loss, count = model(batch.tokens, **batch.model_inputs(), step=0, labels=batch.labels)
         (loss / count).sum().backward()
         figures.append(((loss / count).item(), count.item()))
         gradients.append(model.h["1"].attn.c_attn.weight.grad.clone())

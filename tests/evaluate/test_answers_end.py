@@ -34,7 +34,7 @@ def stopped(tmp_path, end_is_learned: bool) -> float:
         labels[labels == tokenizer.eod] = IGNORE
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(STEPS):
-        loss, count = model(batch.tokens, **batch.sides(), step=0, labels=labels)
+        loss, count = model(batch.tokens, **batch.model_inputs(), step=0, labels=labels)
         optimizer.zero_grad()
         (loss / count).sum().backward()
         optimizer.step()

@@ -55,7 +55,7 @@ def test_ranks_in_different_collectives_are_both_shown(prepared, tmp_path):
     assert "waited in vain for another rank in step 3" in report["cause"]
     first, second = report["why"].split("; rank 1: ")
     assert first.startswith("rank 0: all_reduce (") and " < agreed (train/stopping.py:" in first
-    assert second.startswith("barrier (") and " < step (train/loop.py:" in second
+    assert second.startswith("barrier (") and " < step (train/trainer.py:" in second
 
 
 def test_of_three_ranks_the_one_in_another_collective_is_named(prepared, tmp_path):
@@ -66,7 +66,7 @@ def test_of_three_ranks_the_one_in_another_collective_is_named(prepared, tmp_pat
     assert job.said.count("waited elsewhere than the other ranks in step 3: rank ") == 1
     assert (report["class"], report["status"], report["rank"]) == ("rank_lost", 75, 1)
     first, second = report["why"].split("; most ranks: ")
-    assert first.startswith("rank 1: barrier (") and " < step (train/loop.py:" in first
+    assert first.startswith("rank 1: barrier (") and " < step (train/trainer.py:" in first
     assert second.startswith("all_reduce (") and " < agreed (train/stopping.py:" in second
 
 

@@ -32,10 +32,10 @@ from megatron_yuyuan.kernels.fused_adamw import pieces
 from megatron_yuyuan.kernels.operators import SCHEMAS, ops
 from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.parallel.plan import build_stages
-from megatron_yuyuan.train.loop import Trainer
 from megatron_yuyuan.train.loss_scale import LossScale
 from megatron_yuyuan.train.optimizer import build_optimizer
 from megatron_yuyuan.train.state import TrainState
+from megatron_yuyuan.train.trainer import Trainer
 
 REFERENCE = Kernels()
 

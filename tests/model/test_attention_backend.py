@@ -129,8 +129,8 @@ def test_the_models_are_one():
     for changes in ({}, {"attention_impl": "fused_softmax"}, {"attention_backend": "local"}):
         model = GPT2(TINY.replace(**changes).model, kernels=Kernels(causal_softmax=watched)).eval()
         init_weights(model, 0)
-        sides = {"positions": tokens * 0, "sample_ids": torch.zeros(1).long(), "step": 0}
-        logits[len(asked)] = model(tokens, **sides)
+        inputs = {"positions": tokens * 0, "sample_ids": torch.zeros(1).long(), "step": 0}
+        logits[len(asked)] = model(tokens, **inputs)
     layers = TINY.model.num_layers
     assert list(logits) == [0, layers, 2 * layers] and asked == [1.0] * 2 * layers
     expected = logits.pop(0)

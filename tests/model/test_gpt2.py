@@ -23,7 +23,7 @@ def build(config=SHAPE, seed=3) -> GPT2:
     return model
 
 
-def sides(tokens: torch.Tensor) -> dict:
+def model_inputs(tokens: torch.Tensor) -> dict:
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)
     return {"positions": positions, "sample_ids": torch.arange(len(tokens)), "step": 0}
 
@@ -54,11 +54,11 @@ def test_loss_and_every_gradient_are_those_of_transformers(tokens):
             parameter.add_(torch.randn_like(parameter) * 0.1)
     ours = GPT2(SHAPE)
     ours.load_state_dict(from_huggingface(theirs.state_dict(), SHAPE))
-    torch.testing.assert_close(ours(tokens, **sides(tokens)), theirs(tokens).logits)
+    torch.testing.assert_close(ours(tokens, **model_inputs(tokens)), theirs(tokens).logits)
 
     labels = tokens.roll(-1, 1)
     labels[:, -1] = IGNORE
-    total, count = ours(tokens, **sides(tokens), labels=labels)
+    total, count = ours(tokens, **model_inputs(tokens), labels=labels)
     (total / count).sum().backward()
     loss = theirs(tokens, labels=tokens).loss
     loss.backward()
@@ -74,13 +74,13 @@ def test_loss_and_every_gradient_are_those_of_transformers(tokens):
 def test_padding_rows_of_the_vocabulary_take_no_part(tokens):
     model = build()
     assert model.wte.weight.shape[0] == 128
-    before = model(tokens, **sides(tokens), labels=tokens)[0]
+    before = model(tokens, **model_inputs(tokens), labels=tokens)[0]
     before.sum().backward()
     assert not model.wte.weight.grad[101:].any()
     with torch.no_grad():
         model.wte.weight[101:] = 1e4
-    assert torch.equal(model(tokens, **sides(tokens), labels=tokens)[0], before)
-    assert model(tokens, **sides(tokens)).shape == (3, 20, 101)
+    assert torch.equal(model(tokens, **model_inputs(tokens), labels=tokens)[0], before)
+    assert model(tokens, **model_inputs(tokens)).shape == (3, 20, 101)
 
 
 @pytest.mark.parametrize(
@@ -128,18 +128,18 @@ def test_documents_in_one_sequence_do_not_see_each_other(tokens):
         tokens, positions=positions, sample_ids=torch.arange(3), step=0, document_ids=document_ids
     )
     for part in (tokens[:, :8], tokens[:, 8:]):
-        alone = model(part, **sides(part))
+        alone = model(part, **model_inputs(part))
         where = slice(0, 8) if part.shape[1] == 8 else slice(8, 20)
         torch.testing.assert_close(packed[:, where], alone)
-    assert not torch.allclose(packed, model(tokens, **sides(tokens)), atol=1e-3)
+    assert not torch.allclose(packed, model(tokens, **model_inputs(tokens)), atol=1e-3)
 
 
 def test_the_cache_gives_the_logits_of_the_whole_text(tokens):
     model = build().eval()
     with torch.no_grad():
-        whole, cache = model(tokens, **sides(tokens)), KeyValueCache(20)
+        whole, cache = model(tokens, **model_inputs(tokens)), KeyValueCache(20)
         for start, stop in [(0, 7), (7, 8), (8, 13), (13, 20)]:
-            part = {**sides(tokens), "positions": torch.arange(start, stop).expand(3, -1)}
+            part = {**model_inputs(tokens), "positions": torch.arange(start, stop).expand(3, -1)}
             logits = model(tokens[:, start:stop], **part, cache=cache)
             cache.advance(stop - start)
             torch.testing.assert_close(logits, whole[:, start:stop])
@@ -148,18 +148,20 @@ def test_the_cache_gives_the_logits_of_the_whole_text(tokens):
 def test_the_unfused_attention_of_dropout_is_the_fused_one(tokens, monkeypatch):
     """With a mask that keeps everything, the path of attention dropout must change nothing."""
     model = build(SHAPE)
-    expected = model(tokens, **sides(tokens))
+    expected = model(tokens, **model_inputs(tokens))
     for block in model.h.values():
         block.attn.attn_dropout.p = 1e-12  # int(p * 2**32) is 0: nothing is dropped
-    torch.testing.assert_close(model(tokens, **sides(tokens)), expected)
+    torch.testing.assert_close(model(tokens, **model_inputs(tokens)), expected)
 
 
 def test_dropout_is_a_function_of_step_and_sample_alone(tokens):
     config = ModelConfig(**{**SHAPE.__dict__, "hidden_dropout": 0.2, "attention_dropout": 0.2})
     model = build(config)
-    whole = model(tokens, **sides(tokens))
-    part = {**sides(tokens[1:]), "sample_ids": torch.tensor([1, 2])}
+    whole = model(tokens, **model_inputs(tokens))
+    part = {**model_inputs(tokens[1:]), "sample_ids": torch.tensor([1, 2])}
     torch.testing.assert_close(model(tokens[1:], **part), whole[1:])
-    assert not torch.allclose(model(tokens, **{**sides(tokens), "step": 1}), whole)
-    assert not torch.allclose(model(tokens[1:], **sides(tokens[1:])), whole[1:])
-    assert torch.equal(model.eval()(tokens, **sides(tokens)), build()(tokens, **sides(tokens)))
+    assert not torch.allclose(model(tokens, **{**model_inputs(tokens), "step": 1}), whole)
+    assert not torch.allclose(model(tokens[1:], **model_inputs(tokens[1:])), whole[1:])
+    assert torch.equal(
+        model.eval()(tokens, **model_inputs(tokens)), build()(tokens, **model_inputs(tokens))
+    )

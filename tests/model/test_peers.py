@@ -16,8 +16,8 @@ from megatron_yuyuan.checkpoint.megatron_logits import NoGenerator, gpt_model
 from megatron_yuyuan.config import IGNORE
 from megatron_yuyuan.data.loader import Batch
 from megatron_yuyuan.model.gpt2 import GPT2
-from megatron_yuyuan.train.loop import Trainer
 from megatron_yuyuan.train.schedule import learning_rate
+from megatron_yuyuan.train.trainer import Trainer
 
 STEPS = 10
 CONFIG = TINY.replace(
@@ -165,7 +165,7 @@ def test_logits_are_the_peers(trainer, peer):
     batch, ours = batch_after(trainer, 0), GPT2(CONFIG.model)
     ours.load_state_dict(weights(trainer))
     with torch.no_grad():
-        logits, expected = ours(batch.tokens, **batch.sides(), step=0), peer.logits(batch)
+        logits, expected = ours(batch.tokens, **batch.model_inputs(), step=0), peer.logits(batch)
     assert (logits - expected).abs().max() <= BOUND * expected.abs().max()
 
 
@@ -183,7 +183,9 @@ def test_a_weight_a_little_off_would_be_seen(trainer, peer, name):
     ours = GPT2(CONFIG.model)
     ours.load_state_dict(expected)
     with torch.no_grad():
-        difference = (ours(batch.tokens, **batch.sides(), step=0) - peer.logits(batch)).abs().max()
+        difference = (
+            (ours(batch.tokens, **batch.model_inputs(), step=0) - peer.logits(batch)).abs().max()
+        )
     assert difference > 100 * BOUND
 
 

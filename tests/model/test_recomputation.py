@@ -24,7 +24,7 @@ KINDS = {
 
 def loss_of(model: GPT2) -> torch.Tensor:
     batch = read_batch(RandomText(), 0, 4, 0, 1, "cpu")
-    return model(batch.tokens, **batch.sides(), step=3, labels=batch.labels)[0].sum()
+    return model(batch.tokens, **batch.model_inputs(), step=3, labels=batch.labels)[0].sum()
 
 
 def build(kind: str, config=DROPOUT) -> GPT2:

@@ -26,7 +26,7 @@ def undivided() -> GPT2:
     return model.eval()
 
 
-def sides(tokens: Tensor) -> dict:
+def model_inputs(tokens: Tensor) -> dict:
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)
     return {"positions": positions, "sample_ids": torch.arange(len(tokens)), "step": 0}
 
@@ -34,7 +34,7 @@ def sides(tokens: Tensor) -> dict:
 def logits(config, shapes) -> list[Tensor]:
     model = divided(config)
     batches = [torch.arange(b * t).view(b, t) for b, t in shapes]
-    return [model(tokens, **sides(tokens)) for tokens in batches]
+    return [model(tokens, **model_inputs(tokens)) for tokens in batches]
 
 
 def generated(config) -> list[list[int]]:
@@ -60,7 +60,7 @@ def test_logits_of_any_shape_are_those_of_the_undivided_model(ranks, layout, sch
     for (b, t), found in zip(shapes, ranks.run(4, logits, config, shapes), strict=True):
         tokens = torch.arange(b * t).view(b, t)
         with torch.no_grad():
-            expected = undivided()(tokens, **sides(tokens))
+            expected = undivided()(tokens, **model_inputs(tokens))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

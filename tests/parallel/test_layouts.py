@@ -31,7 +31,7 @@ def undivided_gradients(config):
     model = GPT2(config.model, config.training.seed)
     init_weights(model, config.training.seed)
     batch = read_batch(RandomText(), 0, config.training.global_batch_size, 0, 1, "cpu")
-    total, count = model(batch.tokens, **batch.sides(), step=0, labels=batch.labels)
+    total, count = model(batch.tokens, **batch.model_inputs(), step=0, labels=batch.labels)
     (total / count).sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     norm = torch.stack([g.double().norm() for g in gradients.values()]).norm().item()
@@ -212,7 +212,7 @@ def test_an_indivisible_evaluation_counts_each_sample_once(ranks, layout):
     init_weights(model, TINY.training.seed)
     batch = read_batch(RandomText(length=13), 0, 13, 0, 1, "cpu")
     with torch.no_grad():
-        total, count = model(batch.tokens, **batch.sides(), step=0, labels=batch.labels)
+        total, count = model(batch.tokens, **batch.model_inputs(), step=0, labels=batch.labels)
     assert figures["tokens"] == count.item()
     assert figures["validation_loss"] == pytest.approx((total / count).item(), rel=1e-5)
 

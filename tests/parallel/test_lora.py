@@ -54,8 +54,8 @@ def by_autograd(config, weights: dict[str, torch.Tensor]):
             merged[name] = weights[name] + 2.0 * product
         assert parameter.shape == merged[name].shape
     batch = read_batch(RandomText(), 8 * STEPS, 8, 0, 1, "cpu")
-    sides = batch.sides() | {"step": STEPS, "labels": batch.labels}
-    loss, count = torch.func.functional_call(model, merged, (batch.tokens,), sides)
+    inputs = batch.model_inputs() | {"step": STEPS, "labels": batch.labels}
+    loss, count = torch.func.functional_call(model, merged, (batch.tokens,), inputs)
     (loss / count).sum().backward()
     return (loss / count).item(), {name: factor.grad for name, factor in factors.items()}
 
@@ -140,7 +140,7 @@ def test_a_checkpoint_goes_on_and_is_merged(ranks, tmp_path):
         model = GPT2(config.model).eval()
         model.load_state_dict({name: tensors[name] for name in shapes})
         batch = read_batch(RandomText(length=13), 0, 13, 0, 1, "cpu")
-        loss, count = model(batch.tokens, **batch.sides(), step=0, labels=batch.labels)
+        loss, count = model(batch.tokens, **batch.model_inputs(), step=0, labels=batch.labels)
         losses.append((loss / count).item())
     assert losses[1] == pytest.approx(validation_loss, rel=1e-5)
     assert abs(losses[0] / losses[1] - 1) > 1e-3  # the factors matter

@@ -9,7 +9,13 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_sc
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.model.flops import block_flops, head_flops
-from megatron_yuyuan.parallel.stages import balanced, idle_share, plan_stages, runs_as, stage_ranks
+from megatron_yuyuan.parallel.stages import (
+    balanced,
+    bubble_fraction,
+    plan_stages,
+    runs_as,
+    stage_ranks,
+)
 
 YUYUAN = Config().replace(
     num_layers=30, hidden_size=3072, num_attention_heads=32, vocab_size=50257, seq_length=1024
@@ -163,13 +169,13 @@ def test_ranks_idle_as_the_formula_says(schedule, virtual, ranks, micro_batches)
     length, _ = played(table, ranks * virtual)
     busy = 3 * virtual * micro_batches
     assert all(sum(UNITS[kind] for kind, _, _ in row) == busy for row in table.values())
-    assert 1 - Fraction(busy, length) == idle_share(schedule, ranks, virtual, micro_batches)
+    assert 1 - Fraction(busy, length) == bubble_fraction(schedule, ranks, virtual, micro_batches)
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_zero_bubble_idles_less_than_interleaved_and_that_less_than_1f1b(ranks):
     one, interleaved, zero = (
-        idle_share(schedule, ranks, virtual, 2 * ranks)
+        bubble_fraction(schedule, ranks, virtual, 2 * ranks)
         for schedule, virtual in (("1F1B", 1), ("Interleaved1F1B", 2), ("ZBVZeroBubble", 2))
     )
     assert zero < interleaved < one

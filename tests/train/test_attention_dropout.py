@@ -12,9 +12,9 @@ from megatron_yuyuan.errors import ConfigErrors
 from megatron_yuyuan.introduction import introduce_plan
 from megatron_yuyuan.kernels import Kernels
 from megatron_yuyuan.log import Log
-from megatron_yuyuan.model.gpt2 import GPT2, Attention, Sides
+from megatron_yuyuan.model.gpt2 import GPT2, Attention, BlockInputs
 from megatron_yuyuan.model.initialization import init_weights
-from megatron_yuyuan.train import loop
+from megatron_yuyuan.train import trainer
 from megatron_yuyuan.validation import validate
 
 TORCH = TINY.replace(attention_dropout=0.2, attention_dropout_rng="torch")
@@ -34,19 +34,19 @@ def test_torch_drops_inside_fused_attention(monkeypatch, rng, training, expected
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
     tokens = torch.arange(16)[None]
-    sides = {"positions": tokens, "sample_ids": torch.zeros(1, dtype=torch.int64), "step": 0}
+    inputs = {"positions": tokens, "sample_ids": torch.zeros(1, dtype=torch.int64), "step": 0}
     model = GPT2(TORCH.replace(attention_dropout_rng=rng).model).train(training)
     init_weights(model, 0)
-    model(tokens, **sides)
+    model(tokens, **inputs)
     assert seen == expected
 
 
 def without_seeds(config, first: int) -> list[list[list]]:
-    loop.seed_torch, kept = lambda *_: None, loop.seed_torch
+    trainer.seed_torch, kept = lambda *_: None, trainer.seed_torch
     try:
         return in_portions(config, first)
     finally:
-        loop.seed_torch = kept
+        trainer.seed_torch = kept
 
 
 def first_loss(config) -> float:
@@ -68,8 +68,8 @@ def test_scores_that_float16_holds_do_not_overflow_on_their_way():
     config = TORCH.replace(hidden_size=64, num_attention_heads=1, attention_dropout_rng="counter")
     attention = Attention(config.model, 0, 0, Kernels()).train()
     x = torch.full((1, 1, 4, 64), 40.0, dtype=torch.float16)
-    sides = Sides(torch.zeros(1, dtype=torch.int64), 0, None, None)
-    assert attention.attend(x, x, x, sides).isfinite().all()
+    inputs = BlockInputs(torch.zeros(1, dtype=torch.int64), 0, None, None)
+    assert attention.attend(x, x, x, inputs).isfinite().all()
     assert not (x @ x.transpose(-1, -2)).isfinite().any()
 
 

@@ -26,7 +26,7 @@ def undivided_losses(config):
     losses = []
     for step in range(5):
         batch = read_batch(RandomText(), 8 * step, 8, 0, 1, "cpu")
-        total, count = model(batch.tokens, **batch.sides(), step=step, labels=batch.labels)
+        total, count = model(batch.tokens, **batch.model_inputs(), step=step, labels=batch.labels)
         loss = (total / count).sum()
         optimizer.zero_grad()
         loss.backward()

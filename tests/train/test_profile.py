@@ -7,8 +7,8 @@ from pathlib import Path
 import torch.distributed as dist
 from tiny import TINY, Layout, RandomText, build_trainer
 
-from megatron_yuyuan.train.loop import Trainer
 from megatron_yuyuan.train.profile import ProfiledTrainer, choose_trainer, profiled_iterations
+from megatron_yuyuan.train.trainer import Trainer
 
 PROFILED = TINY.replace(profile=True, profile_step_start=2, profile_step_end=4, num_layers=2)
 

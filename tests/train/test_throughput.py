@@ -27,7 +27,7 @@ def test_flops_are_those_that_torch_counts_less_the_masked_half_of_the_scores():
     batch = read_batch(RandomText(config), 0, samples, 0, 1, "cpu")
     in_place = {torch.ops.aten.addmm_: product}  # the counter knows only addmm by itself
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
-        loss, _ = model(batch.tokens, **batch.sides(), step=0, labels=batch.labels)
+        loss, _ = model(batch.tokens, **batch.model_inputs(), step=0, labels=batch.labels)
         loss.backward()
     length, width, layers = config.data.seq_length, config.model.hidden_size, 8
     masked = 6 * length * length * width * layers

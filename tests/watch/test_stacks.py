@@ -14,7 +14,7 @@ TWO_THREADS = """Thread 0x00007f1 (most recent call first):
 Current thread 0x00007f2 (most recent call first):
   File "/lib/torch/distributed/distributed_c10d.py", line 2806 in all_reduce
   File "/lib/torch/distributed/c10d_logger.py", line 83 in wrapper
-  File "/home/megatron_yuyuan/train/loop.py", line 73 in gradients
+  File "/home/megatron_yuyuan/train/trainer.py", line 73 in gradients
   File "/lib/torch/nn/modules/module.py", line 1779 in _wrapped_call_impl
   File "pretrain_gpt.py", line 22 in <module>
 """
@@ -25,7 +25,7 @@ def test_the_main_threads_calls_are_read_innermost_first():
     assert [frame.function for frame in stack][::4] == ["all_reduce", "<module>"]
     assert in_one_line(stack) == (
         "all_reduce (distributed/distributed_c10d.py:2806) < wrapper (distributed/c10d_logger.py:83) "
-        "< gradients (train/loop.py:73) < <module> (pretrain_gpt.py:22)"
+        "< gradients (train/trainer.py:73) < <module> (pretrain_gpt.py:22)"
     )
     assert parse("") == []
 

@@ -22,10 +22,11 @@ import statistics
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -144,13 +145,13 @@ def seconds_to_digest(tensors: dict[str, DTensor]) -> float:
     """Seconds of one core for the sha256 of what this rank holds."""
     begun = time.process_time()
     for tensor in tensors.values():
-        hashlib.sha256(tensor.to_local().numpy()).hexdigest()
+        hashlib.sha256(tensor.to_local().numpy().data).hexdigest()
     return time.process_time() - begun
 
 
-def background_saver(tensors: dict[str, DTensor], folder: Path) -> BackgroundSaver:
+def background_saver(tensors: Mapping[str, Tensor], folder: Path) -> BackgroundSaver:
     """A saver of a run that has nothing but these tensors."""
-    state = SimpleNamespace(
+    state: Any = SimpleNamespace(
         mesh=SimpleNamespace(device=torch.device("cpu"), is_main=dist.get_rank() == 0),
         tensors=lambda: tensors,
         history=dict,

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> None:
             BENCHMARKS[name](options, Path(folder))
 
 
-def compare(title: str, megabytes: float, rounds: int, candidates: dict[str, Candidate]) -> None:
+def compare(title: str, megabytes: float, rounds: int, candidates: Mapping[str, Candidate]) -> None:
     """Time the candidates in turn and print medians; the ratio is to the first one, ours."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
@@ -271,7 +271,7 @@ def _decide(folder: Path, units: int, size: int, pipe) -> None:
     from megatron_yuyuan.data.records import UnitFiles
 
     files = [UnitFiles(folder, number) for number in range(units)]
-    scanned = [ScannedUnit(f, f.done("made up"), [f.number], f.number * size) for f in files]
+    scanned = [ScannedUnit(f, f.done("made up") or {}, [f.number], f.number * size) for f in files]
     begun = time.perf_counter()
     kept = int((decide(scanned) == 0).sum())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

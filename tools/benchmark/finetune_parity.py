@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from training_peers import adamw
 
 from megatron_yuyuan.checkpoint.hf_start import HF_PREFIX
 from megatron_yuyuan.checkpoint.model import load_model
@@ -54,20 +55,14 @@ def finetune_plain(config: Config, tokenizer: Tokenizer):
     """transformers' model after the same steps in a plain loop, and the losses of its steps."""
     from transformers import GPT2LMHeadModel
 
-    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     base = config.checkpoint.load.removeprefix(HF_PREFIX)
-    model = GPT2LMHeadModel.from_pretrained(base, dtype=torch.float32, **dropout).train()
+    model = GPT2LMHeadModel.from_pretrained(
+        base, dtype=torch.float32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    ).train()
     training_set, _ = question_datasets(config, tokenizer)
     config = resolve_length(config, len(training_set))
     o, t = config.optimizer, config.training
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
-        weight_decay=o.weight_decay,
-        betas=(o.adam_beta1, o.adam_beta2),
-        eps=o.adam_eps,
-    )
+    optimizer = adamw(list(model.parameters()), o, None)
     losses = []
     for step in range(t.train_iters):
         optimizer.zero_grad()

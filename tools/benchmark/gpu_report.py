@@ -66,8 +66,8 @@ def tests_of(folder: Path) -> str:
     reports = sorted(folder.glob("suite-*.xml")) or sorted(folder.glob("tests.xml"))
     counts: Counter[str] = Counter()
     for report in reports:
-        suite = ElementTree.parse(report).getroot().find("testsuite")
-        counts.update({name: int(suite.get(name)) for name in OUTCOMES})
+        for suite in ElementTree.parse(report).getroot().iter("testsuite"):
+            counts.update({name: int(suite.attrib[name]) for name in OUTCOMES})
     return ", ".join(f"{counts[name]} {name}" for name in OUTCOMES) if reports else ""
 
 

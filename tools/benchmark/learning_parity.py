@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+from training_peers import adamw
 
 from megatron_yuyuan.checkpoint.hf_format import huggingface_config, to_huggingface
 from megatron_yuyuan.cli import ArgumentParser, run_command
@@ -84,19 +85,14 @@ def plain(settings: dict, autocast: bool) -> tuple[list[float], float]:
     tokenizer = open_tokenizer(config.data)
     config = config.replace(vocab_size=tokenizer.vocab_size)
     training_set, validation_set = text_datasets(config, tokenizer)
+    assert validation_set is not None
     start = GPT2(config.model)
     init_weights(start, config.training.seed)
     model = GPT2LMHeadModel(
         GPT2Config(**huggingface_config(config.model, tokenizer.eod, "float32"))
     )
     model.load_state_dict(to_huggingface(start.state_dict(), config.model), strict=False)
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
-        weight_decay=config.optimizer.weight_decay,
-        betas=(config.optimizer.adam_beta1, config.optimizer.adam_beta2),
-    )
+    optimizer = adamw(list(model.parameters()), config.optimizer, None)
     losses, size, steps = [], config.training.global_batch_size, config.training.train_iters
     for step in range(steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

@@ -145,7 +145,7 @@ def torchs_choice(device) -> dict:
     from torch.nn.attention import SDPBackend
 
     q = torch.zeros(8, 32, 1024, 96, device=device, dtype=torch.bfloat16)
-    names = {int(backend): name for name, backend in SDPBackend.__members__.items()}
+    names = {backend.value: name for name, backend in SDPBackend.__members__.items()}
     choose = torch._fused_sdp_choice
     return {f"dropout {p}": names[choose(q, q, q, None, p, True)] for p in (0.0, DROPOUT)}
 

@@ -70,7 +70,7 @@ def cut(batch: Batch, length: int) -> Batch:
 def step_seconds(model: GPT2, optimizer, batch: Batch) -> float:
     """Forward, backward and update."""
     begun = time.perf_counter()
-    loss, count = model(batch.tokens, **batch.sides(), step=0, labels=batch.labels)
+    loss, count = model(batch.tokens, **batch.model_inputs(), step=0, labels=batch.labels)
     optimizer.zero_grad()
     (loss / count).sum().backward()
     optimizer.step()
@@ -103,7 +103,8 @@ def main() -> None:
     optimizer = build_optimizer([model], OptimizerConfig())
     steps = options.steps + 1
     eod = int(shard.document(0)[1][-1])
-    packed, padded = (kind(shard, length, eod, SEED) for kind in (PackedQADataset, QADataset))
+    packed = PackedQADataset(shard, length, eod, SEED)
+    padded = QADataset(shard, length, eod, SEED)
     print(packed.describe())
     found = batches(packed, padded, options.micro_batch_size, steps)
     seconds = dict.fromkeys(found, 0.0)

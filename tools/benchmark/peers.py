@@ -13,9 +13,10 @@ import json
 from collections.abc import Sequence
 from multiprocessing import Pool
 from pathlib import Path
+from typing import Any
 
 END_OF_TEXT = "<|endoftext|>"
-_encoder = None
+_encoder: Any = None
 
 
 def main(args: Sequence[str] | None = None) -> None:

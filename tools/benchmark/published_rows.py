@@ -38,7 +38,9 @@ class Row:
         return self.source in (BIOMEDLM, NEOX)
 
 
-def _shape(layers: int, width: int, heads: int, length: int, vocabulary: int) -> Config:
+def _shape(shape: tuple[int, int, int], length: int, vocabulary: int) -> Config:
+    """A configuration of so many layers, of a width, with heads."""
+    layers, width, heads = shape
     return Config().replace(
         num_layers=layers, hidden_size=width, num_attention_heads=heads, vocab_size=vocabulary,
         seq_length=length, max_position_embeddings=length, train_iters=1, bf16=True,
@@ -70,7 +72,7 @@ MPT = {
 def _mpt(name, gpu, gpus, length, micro, accumulated, rate, again="none", fits="") -> Row:
     """Tokens per second and GPU as published; `micro` samples, `accumulated` times a step."""
     samples = micro * accumulated * gpus
-    config = _shape(*MPT[name], length, 50368).replace(
+    config = _shape(MPT[name], length, 50368).replace(
         micro_batch_size=micro, global_batch_size=samples, **_recomputed(again),
         data_parallel_sharding_strategy="optim_grads_params",
     )  # fmt: skip
@@ -85,7 +87,7 @@ def _narayanan(name, shape, tensor, pipeline, stages, gpus, samples, micro, tflo
     Dropout 0.1 and unfused attention were the program's defaults.
     """
     (layers, width, _), length, vocabulary = shape, 2048, 51200
-    config = _shape(*shape, length, vocabulary).replace(
+    config = _shape(shape, length, vocabulary).replace(
         tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline,
         micro_batch_size=micro, global_batch_size=samples, attention_impl="fused_softmax",
         hidden_dropout=0.1, attention_dropout=0.1, data_parallel_sharding_strategy="no_shard",
@@ -101,7 +103,7 @@ def _narayanan(name, shape, tensor, pipeline, stages, gpus, samples, micro, tflo
 def _korthikanti(name, shape, pipeline, stages, samples, micro, seconds, again) -> Row:
     """Seconds of an iteration at tensor 8 without data ranks; selective recomputation with sequence
     parallelism ("present work"), full without."""
-    config = _shape(*shape, 2048, 51200).replace(
+    config = _shape(shape, 2048, 51200).replace(
         tensor_model_parallel_size=8, pipeline_model_parallel_size=pipeline,
         micro_batch_size=micro, global_batch_size=samples, attention_impl="fused_softmax",
         hidden_dropout=0.1, attention_dropout=0.1, sequence_parallel=again == "selective",
@@ -115,7 +117,7 @@ def _core(name, shape, tensor, gpus, tflops) -> Row:
     """TFLOP/s by 72 B T L C^2 (1 + T/6C + V/12LC); 192 samples of 4096 tokens a step. Micro batches are not
     published, 2 is assumed; rows with a pipeline, whose stages are not published either, are left out."""
     (layers, width, _), length, vocabulary, samples = shape, 4096, 131072, 192
-    config = _shape(*shape, length, vocabulary).replace(
+    config = _shape(shape, length, vocabulary).replace(
         tensor_model_parallel_size=tensor, sequence_parallel=tensor > 1, micro_batch_size=2,
         global_batch_size=samples,
     )  # fmt: skip
@@ -127,7 +129,7 @@ def _core(name, shape, tensor, gpus, tflops) -> Row:
 
 def _biomedlm() -> Row:
     """300 billion tokens in 6.25 days. The layout is known as FSDP alone, micro batches are not."""
-    config = _shape(32, 2560, 20, 1024, 28896).replace(
+    config = _shape((32, 2560, 20), 1024, 28896).replace(
         micro_batch_size=8, global_batch_size=1024, hidden_dropout=0.1,
         data_parallel_sharding_strategy="optim_grads_params",
     )  # fmt: skip
@@ -138,7 +140,7 @@ def _biomedlm() -> Row:
 
 def _neox() -> Row:
     """1,830 hours for 150,000 steps, on nodes with four 200 Gb/s adapters."""
-    config = _shape(44, 6144, 64, 2048, 50432).replace(
+    config = _shape((44, 6144, 64), 2048, 50432).replace(
         tensor_model_parallel_size=2, pipeline_model_parallel_size=4, micro_batch_size=4,
         global_batch_size=1536, attention_impl="fused_softmax", **_recomputed("full"),
     )  # fmt: skip

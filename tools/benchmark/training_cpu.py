@@ -237,8 +237,8 @@ def build_trainer(config: Config):
     from megatron_yuyuan.kernels.choice import choose
     from megatron_yuyuan.kernels.float8 import with_float8
     from megatron_yuyuan.parallel import mesh as mesh_module
-    from megatron_yuyuan.train.loop import Trainer
     from megatron_yuyuan.train.state import build_state
+    from megatron_yuyuan.train.trainer import Trainer
 
     mesh = mesh_module.start(config.parallel)
     kernels, _ = choose(config.parallel.kernels, mesh.device)

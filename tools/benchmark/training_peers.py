@@ -64,7 +64,7 @@ def transformers_step(config: Config, batch_of: BatchOf, fused: bool | None) -> 
         "vocab_size": config.model.vocab_size,
         "layer_norm_epsilon": config.model.layernorm_epsilon,
     }
-    unused = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+    unused: dict[str, int | None] = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
     unused |= {"bos_token_id": None, "eos_token_id": None}
     model = GPT2LMHeadModel(GPT2Config(**shape, **unused, attn_implementation="sdpa")).train()
     state = to_huggingface(initial_state(config), config.model)

@@ -60,7 +60,7 @@ def train(model: GPT2, dataset, steps: int) -> None:
     optimizer = build_optimizer([model], OptimizerConfig(weight_decay=0.1, adam_beta2=0.95))
     for step in range(steps):
         batch = read_batch(dataset, step * BATCH, BATCH, 0, 1, "cpu")
-        loss, count = model(batch.tokens, labels=batch.labels, step=step, **batch.sides())
+        loss, count = model(batch.tokens, labels=batch.labels, step=step, **batch.model_inputs())
         optimizer.zero_grad()
         (loss / count).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
