@@ -169,13 +169,13 @@ def test_a_missing_partial_gradient_would_be_seen(ranks, alone):
 
 
 def untied(config):
-    from megatron_yuyuan.train import loop
+    from megatron_yuyuan.train import trainer
 
-    loop.sum_tied_gradients, kept = lambda stages, mesh: None, loop.sum_tied_gradients
+    trainer.sum_tied_gradients, kept = lambda stages, mesh: None, trainer.sum_tied_gradients
     try:
         return trajectory(config, steps=1)
     finally:
-        loop.sum_tied_gradients = kept
+        trainer.sum_tied_gradients = kept
 
 
 def test_an_embedding_left_untied_would_be_seen(ranks, alone):
