@@ -293,8 +293,8 @@ class TrainingConfig:
     micro_batch_size: int = 1
     """Samples of one forward pass on one data rank."""
     global_batch_size: int = 0
-    """Samples of one optimizer step over all ranks. 0 means micro_batch_size times the data
-    ranks."""
+    """Samples of one optimizer step over all ranks. 0 means those of the run that is continued, or
+    micro_batch_size times the data ranks."""
     rampup_batch_size: tuple[int, ...] = field(
         default=(), metadata={"metavar": ("START", "INCREMENT", "SAMPLES")}
     )

@@ -62,10 +62,8 @@ def run_tokenizer(config: Config, origin: Origin | None) -> Tokenizer:
 def resolve(config: Config, tokens: int, origin: Origin | None, ranks: int) -> Config:
     """Fill in what was left at 0: the model's shape, by its checkpoint or the number of the tokenizer's
     tokens, and global_batch_size. Raises ConfigError where a checkpoint has another shape."""
-    training, parallel, given = config.training, config.parallel, config.model
-    model_ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-    whole_share = training.micro_batch_size * max(1, ranks // max(1, model_ranks))
-    config = config.replace(global_batch_size=training.global_batch_size or whole_share)
+    given = config.model
+    config = config.replace(global_batch_size=_global_batch_size(config, origin, ranks))
     _require_base(origin, given)
     if origin is None:
         config = config.replace(
@@ -81,6 +79,17 @@ def resolve(config: Config, tokens: int, origin: Origin | None, ranks: int) -> C
             "leave --vocab-size out, or the tokenizer of the model that the run starts from",
         )
     return config
+
+
+def _global_batch_size(config: Config, origin: Origin | None, ranks: int) -> int:
+    """As given; else that of the run that is continued, on whatever layout; else one micro batch on each
+    data rank."""
+    training, parallel, saved = config.training, config.parallel, 0
+    if origin is not None and not origin.weights_only:
+        saved = from_dict(origin.state["config"]).training.global_batch_size
+    model_ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    whole_share = training.micro_batch_size * max(1, ranks // max(1, model_ranks))
+    return training.global_batch_size or saved or whole_share
 
 
 def _require_base(origin: Origin | None, given: ModelConfig) -> None:

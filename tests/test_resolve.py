@@ -1,5 +1,6 @@
 """Which settings may change when a run goes on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from tiny import TINY
 
 from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.origin import Origin
-from megatron_yuyuan.resolve import compare_with_checkpoint
+from megatron_yuyuan.resolve import compare_with_checkpoint, resolve
 
 OWN_MASKS = {"attention_dropout": 0.1, "attention_dropout_rng": "torch"}
 
@@ -69,3 +70,13 @@ def test_folders_of_shards_may_change_but_not_their_names():
     assert compare_with_checkpoint(moved, continued(saved)) == []
     with pytest.raises(ConfigError, match="data_path was text, is other"):
         compare_with_checkpoint(moved.replace(data_path=("new/other",)), continued(saved))
+
+
+def test_a_continued_run_keeps_its_global_batch_on_every_layout():
+    """Without --global-batch-size: the default of another number of data ranks would be another training."""
+    asked = TINY.replace(global_batch_size=0)
+    assert resolve(asked, 1, None, 2).training.global_batch_size == 2
+    for ranks in (1, 4):
+        assert resolve(asked, 1, continued(TINY), ranks).training.global_batch_size == 8
+    with_weights = replace(continued(TINY), weights_only=True)
+    assert resolve(asked, 1, with_weights, 2).training.global_batch_size == 2

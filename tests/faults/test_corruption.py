@@ -197,7 +197,9 @@ def test_a_state_that_says_too_little_is_refused(saved, name):
     for value in ({}, None, "text"):
         (path / "state.json").write_text(json.dumps(state | {name: value}))
         if not (name == "template" and value == {}):
-            with pytest.raises(DataError, match=f"state.json: {name}.*missing or of the wrong type"):
+            with pytest.raises(
+                DataError, match=f"state.json: {name}.*missing or of the wrong type"
+            ):
                 read_run(path)
     del state[name]
     (path / "state.json").write_text(json.dumps(state))
