@@ -13,7 +13,7 @@ from megatron_yuyuan.config import Config
 from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.data.blend import parse_blend
 from megatron_yuyuan.errors import DataError
-from megatron_yuyuan.log import read_metrics
+from megatron_yuyuan.log import duration, read_metrics
 
 SCORES = "scores.json"
 """In the run's directory: what `tools/evaluate_qa.py --load RUN --json` printed."""
@@ -155,8 +155,8 @@ def _measured(path: Path, iteration: int) -> Iterator[str]:
     steps = [step for step in steps if step["iteration"] <= iteration]
     losses = [step["lm_loss"] for step in steps if step["lm_loss"] is not None]  # None: not finite
     if losses:
-        hours = sum(step["seconds"] for step in steps) / 3600
-        yield f"- {hours:.2f} hours of training steps; loss of the last {losses[-1]:.4f}"
+        taken = duration(sum(step["seconds"] for step in steps))
+        yield f"- training steps took {taken}; loss of the last {losses[-1]:.4f}"
     if found := [each for each in found if each["iteration"] <= iteration]:
         yield f"- validation loss {found[-1]['validation_loss']:.4f}"
 

@@ -155,7 +155,13 @@ def _lines(block: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
 def _text_of_line(line: bytes, key: str, path: str | Path, position: int, notice: Notice) -> str:
     record = parse_line(line, path, position)
     if key not in record or not isinstance(record[key], str):
-        string_of(record, (key,), path, line_number(path, position))
+        string_of(
+            record,
+            (key,),
+            path,
+            line_number(path, position),
+            "--json-keys KEY, one that every line has",
+        )
     text = record[key]
     if SURROGATE.search(text):
         notice("bytes that are not UTF-8 or halves of surrogate pairs replaced", position)
@@ -190,14 +196,17 @@ def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) < 20 else float(digits)  # int refuses thousands of digits
 
 
-def string_of(record: dict, keys: tuple[str, ...], path: str | Path, number: int) -> str:
-    """The string under the first of `keys` that `record`, line `number`, has. Raises DataError."""
+def string_of(
+    record: dict, keys: tuple[str, ...], path: str | Path, number: int, remedy: str = ""
+) -> str:
+    """The string under the first of `keys` that `record`, line `number`, has. Raises DataError, whose remedy
+    is a file with such a key unless another is given."""
     key = next((key for key in keys if key in record), None)
     if key is None:
         raise DataError(
             f"{path}, line {number}: no key {keys[0]!r}; it has {', '.join(map(repr, record)) or 'none'}",
-            "its text stands under that key",
-            "--json-keys KEY, one that every line has",
+            f"every line needs {' or '.join(map(repr, keys))}",
+            remedy or "a file whose lines have it",
         )
     if not isinstance(record[key], str):
         raise bad_line(path, number, f"{key!r} is no string but {type(record[key]).__name__}")

@@ -111,7 +111,7 @@ def _require_pairs(shard: Pairs, seq_length: int) -> None:
         raise DataError(
             f"{shard.prefix} is not a question answering shard",
             "its documents are not two sequences each, prompt and answer",
-            "tools/preprocess_data.py --input-format medquad-xml",
+            "a shard that tools/preprocess_data.py made of MedQuAD or of JSONL with question and answer",
         )
     template = QuestionTemplate.from_dict(shard.meta.get("template", TEMPLATE.to_dict()))
     if template != TEMPLATE:

@@ -132,7 +132,7 @@ def test_the_card_says_what_the_run_did_and_scored(run):
         "- 7 iterations, 28 samples",
         "each of 256 tokens with its padding (7,168 tokens at most)",
         "- layout: pipeline 1 x data 3 x tensor 2, 6 ranks in all\n",
-        "- 0.70 hours of training steps; loss of the last 2.0000",
+        "- training steps took 0:42:00; loss of the last 2.0000",
         "- validation loss 2.5000",
         "| qa, greedy | corpus_bleu, smoothed | 0.4000 / 0.3000 | `BLEU\\|smooth:exp` |",
         "| qa, greedy | exact_match | 0.2500 | `normalised` |",

@@ -103,6 +103,7 @@ def test_a_bad_line_is_named(tmp_path, library, monkeypatch, line):
     with pytest.raises(DataError, match=r"in\.jsonl, line 7: ") as error:
         read(tmp_path, content)
     assert BAD[line] in error.value.what
+    assert ("--json-keys" in error.value.remedy) == BAD[line].startswith("no key")
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 

@@ -164,6 +164,7 @@ def test_a_bad_line_is_named(tmp_path, line, what):
     with pytest.raises(DataError) as error:
         list(read_qa_jsonl(file))
     assert "line 2: " in error.value.what and what in error.value.what
+    assert "--json-keys" not in error.value.remedy  # no command that reads questions has it
 
 
 def test_the_real_dataset_is_read_and_divided(real_data, tmp_path):
