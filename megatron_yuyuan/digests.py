@@ -92,7 +92,7 @@ def tensor_sums(tensors: dict[str, Tensor]) -> dict[str, int]:
     parts = {(name, _offset(tensor)): _local_sum(tensor) for name, tensor in tensors.items()}
     values = torch.stack(list(parts.values())).tolist() if parts else []  # the device waits once
     copies: dict[tuple, set[int]] = {}
-    for mine in Ranks().gathered(dict(zip(parts, values, strict=True))):
+    for mine in Ranks().all_gather_object(dict(zip(parts, values, strict=True))):
         for part, value in mine.items():
             copies.setdefault(part, set()).add(value)
     sums: dict[str, int] = {}

@@ -11,7 +11,7 @@ from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.kernels.adamw import local
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.model.lora import factor_shapes
-from megatron_yuyuan.parallel.gathering import gathered
+from megatron_yuyuan.parallel.gathering import all_gather_object
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.stages import StagePlan, plan_stages, runs_as
 from megatron_yuyuan.samples import introduce_shards
@@ -175,7 +175,7 @@ def bytes_by_pipeline_rank(state: TrainState) -> list[dict[str, int]]:
     learned = sum(local(p).nbytes for p in parameters if p.requires_grad)
     mine = {"parameters": count, "weights": weights, "gradients": learned, "moments": 2 * learned}
     largest: dict[int, dict[str, int]] = {}
-    for pipeline, held in gathered((state.mesh.rank("pipeline"), mine)):
+    for pipeline, held in all_gather_object((state.mesh.rank("pipeline"), mine)):
         largest[pipeline] = max(held, largest.get(pipeline, held), key=lambda h: h["parameters"])
     return [largest[pipeline] for pipeline in sorted(largest)]
 

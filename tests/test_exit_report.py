@@ -122,7 +122,9 @@ def reasons_where_rank_1_sees_the_past(directory):
     """Why the run ended, by rank; the file system shows rank 1 no checkpoint yet."""
     if Ranks().rank == 1:
         exit_report.find_checkpoint = lambda directory: None
-    return Ranks().gathered(stopped(SIGNAL, CheckpointConfig(save=str(directory)), state()).why)
+    return Ranks().all_gather_object(
+        stopped(SIGNAL, CheckpointConfig(save=str(directory)), state()).why
+    )
 
 
 def test_every_rank_says_what_rank_0_sees(ranks, tmp_path):

@@ -192,7 +192,11 @@ def save_checkpoint(
                 process_group=group,
                 no_dist=not dist.is_initialized(),
             )
-        digests = {n: entry for part in ranks.gathered(writer.digests) for n, entry in part.items()}
+        digests = {
+            n: entry
+            for part in ranks.all_gather_object(writer.digests)
+            for n, entry in part.items()
+        }
         state = {"format_version": FORMAT_VERSION, "iteration": iteration, **document}
         ranks.on_first(lambda: _finish(partial, final, state, digests))
     except (OSError, CheckpointException) as error:

@@ -40,7 +40,11 @@ def digests(path: Path, names: Iterable[str] | None = None) -> dict[str, dict]:
     mine = [name for name in listed if names is None or name in names][ranks.rank :: ranks.size]
     with ThreadPoolExecutor(THREADS) as threads:
         found = dict(zip(mine, threads.map(_try, (path / name for name in mine)), strict=True))
-    return {name: entry for part in ranks.gathered(found) for name, entry in sorted(part.items())}
+    return {
+        name: entry
+        for part in ranks.all_gather_object(found)
+        for name, entry in sorted(part.items())
+    }
 
 
 def _try(path: Path) -> dict:

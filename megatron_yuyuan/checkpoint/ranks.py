@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.distributed as dist
 
 from megatron_yuyuan.errors import YuyuanError
-from megatron_yuyuan.parallel.gathering import gathered
+from megatron_yuyuan.parallel.gathering import all_gather_object
 
 
 class Ranks:
@@ -20,9 +20,9 @@ class Ranks:
         self.rank = 0 if self.alone else dist.get_rank(group)
         self.size = 1 if self.alone else dist.get_world_size(group)
 
-    def gathered(self, value) -> list:
+    def all_gather_object(self, value) -> list:
         """Every rank's value, on every rank."""
-        return [value] if self.alone else gathered(value, self.group)
+        return [value] if self.alone else all_gather_object(value, self.group)
 
     def on_first(self, action: Callable):
         """Run `action` on rank 0 and return its result on every rank; its OSError or YuyuanError is

@@ -16,7 +16,9 @@ def checkpoint_bytes(tensors: Mapping[str, Tensor], ranks: Ranks) -> int:
     """Bytes of all tensors of all ranks, each name once and whole. Headers, about a kilobyte a
     tensor, are left out: a place that lacks only these says so itself."""
     sizes: dict[str, int] = {}
-    for part in ranks.gathered({n: t.numel() * t.element_size() for n, t in tensors.items()}):
+    for part in ranks.all_gather_object(
+        {n: t.numel() * t.element_size() for n, t in tensors.items()}
+    ):
         sizes |= part
     return sum(sizes.values())
 

@@ -14,7 +14,7 @@ from megatron_yuyuan.doctor.phases import Phases
 from megatron_yuyuan.doctor.storage import examine_storage
 from megatron_yuyuan.errors import LostError, YuyuanError
 from megatron_yuyuan.parallel import mesh as mesh_module
-from megatron_yuyuan.parallel.gathering import gathered
+from megatron_yuyuan.parallel.gathering import all_gather_object
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.samples import question_datasets, text_datasets
 
@@ -61,8 +61,8 @@ def _examine(config: Config, finetuning: bool, mesh: Mesh, own: list[Finding]) -
             own += job.findings
         else:
             own.append(Finding("job", OK, "no training command was given: the machine alone"))
-    together = merged(gathered(own))
-    is_valid = all(gathered(is_valid))  # or one rank alone would build the mesh
+    together = merged(all_gather_object(own))
+    is_valid = all(all_gather_object(is_valid))  # or one rank alone would build the mesh
     with phases.phase("process groups"):
         if is_valid:
             mesh = mesh_module.start(config.parallel)

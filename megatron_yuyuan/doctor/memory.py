@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.doctor.findings import OK, WARNING, Finding
-from megatron_yuyuan.parallel.gathering import gathered
+from megatron_yuyuan.parallel.gathering import all_gather_object
 from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.planner.clusters import RESERVED_GIB
 from megatron_yuyuan.planner.memory import predict_memory
@@ -19,7 +19,7 @@ def examine_memory(config: Config, mesh: Mesh) -> Finding:
     needed = predict_memory(config, ranks, mesh.rank("pipeline")).total
     if mesh.device.type == "cuda":
         held = torch.cuda.get_device_properties(mesh.device).total_memory
-    return memory_finding(gathered((needed, held)))
+    return memory_finding(all_gather_object((needed, held)))
 
 
 def memory_finding(by_rank: list[tuple[int, int]]) -> Finding:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from megatron_yuyuan.doctor.findings import ERROR, OK, WARNING, Finding
 from megatron_yuyuan.errors import LostError
-from megatron_yuyuan.parallel.gathering import gathered
+from megatron_yuyuan.parallel.gathering import all_gather_object
 from megatron_yuyuan.parallel.mesh import Mesh
 
 MEASURED_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
@@ -68,11 +68,11 @@ def examine_groups(mesh: Mesh) -> list[Finding]:
 def measure_all(mesh: Mesh) -> list[dict[str, Measured]]:
     """{axis: what that rank measured} of every rank. A collective."""
     mine, own = {}, groups(mesh)
-    for axis in dict.fromkeys(name for of_rank in gathered(list(own)) for name in of_rank):
+    for axis in dict.fromkeys(name for of_rank in all_gather_object(list(own)) for name in of_rank):
         dist.barrier()
         if axis in own:
             mine[axis] = measure(own[axis], mesh.device)
-    return gathered(mine)
+    return all_gather_object(mine)
 
 
 def measure(group: dist.ProcessGroup, device: torch.device) -> Measured:

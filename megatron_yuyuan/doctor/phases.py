@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from megatron_yuyuan.doctor.findings import OK, WARNING, Finding, name_ranks
 from megatron_yuyuan.errors import LostError
-from megatron_yuyuan.parallel.gathering import gathered
+from megatron_yuyuan.parallel.gathering import all_gather_object
 
 LOOK = 0.01
 """Seconds between two looks at the store."""
@@ -84,7 +84,7 @@ class Phases:
 
     def finding(self) -> Finding:
         """What the phases took; a collective. A rank that was slow in one of them is a warning."""
-        by_rank = gathered(self.seconds)
+        by_rank = all_gather_object(self.seconds)
         slow = []
         for name in self.seconds:
             times = [seconds[name] for seconds in by_rank]

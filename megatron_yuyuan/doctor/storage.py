@@ -55,7 +55,7 @@ def examine_storage(config: Config, resolved: bool) -> list[Finding]:
     seen = same_place(Path(save), ranks)
     if seen.level == ERROR:
         return [seen]
-    taken = ranks.gathered(seconds_to_write(existing_parent(Path(save))))
+    taken = ranks.all_gather_object(seconds_to_write(existing_parent(Path(save))))
     if refused := [rank for rank, seconds in enumerate(taken) if isinstance(seconds, str)]:
         said = (
             f"{name_ranks(refused)}: cannot write {WRITTEN_BLOCKS} MiB there: {taken[refused[0]]}"
@@ -77,7 +77,7 @@ def same_place(directory: Path, ranks: Ranks) -> Finding:
             return files.enter_context(NamedTemporaryFile(prefix=".doctor-", dir=folder)).name
 
         written = ranks.on_first(begin_file)
-        seen = ranks.gathered((platform.node(), Path(written).exists()))
+        seen = ranks.all_gather_object((platform.node(), Path(written).exists()))
     blind = [rank for rank, (_, sees) in enumerate(seen) if not sees]
     if blind:
         hosts = ", ".join(dict.fromkeys(seen[rank][0] for rank in blind))

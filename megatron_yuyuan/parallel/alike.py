@@ -4,12 +4,12 @@ import platform
 from collections.abc import Mapping
 
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
-from megatron_yuyuan.parallel.gathering import gathered
+from megatron_yuyuan.parallel.gathering import all_gather_object
 
 
 def require_alike(mine: Mapping[str, str]) -> None:
     """Raises ConfigErrors, on every rank, naming what differs and where. A collective."""
-    everyone = gathered((platform.node(), dict(mine)))
+    everyone = all_gather_object((platform.node(), dict(mine)))
     (_, first), problems = everyone[0], []
     for name in first:
         others = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_yuyuan.kernels.adamw import local, local_gradient
-from megatron_yuyuan.parallel.gathering import gathered
+from megatron_yuyuan.parallel.gathering import all_gather_object
 
 Place = tuple[int, int, str]
 """Number of a stage, number of a part in it, the part's name: they sort as the forward passes them."""
@@ -67,7 +67,7 @@ def _norms(parameter: Tensor) -> Tensor:
 
 def _named(what: str, by: str, mine: list[Place], first: Callable[[list[Place]], Place]) -> str:
     """The first place of all ranks, and who has it. A collective."""
-    everyone = gathered((platform.node(), first(mine) if mine else None))
+    everyone = all_gather_object((platform.node(), first(mine) if mine else None))
     places = [place for _, place in everyone if place]
     if not places:
         return f"in no {what} that could be found"

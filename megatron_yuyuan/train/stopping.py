@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_yuyuan.config import TrainingConfig
-from megatron_yuyuan.parallel.gathering import gathered
+from megatron_yuyuan.parallel.gathering import all_gather_object
 from megatron_yuyuan.watch.signals import Signals
 
 
@@ -50,7 +50,7 @@ class Stopping:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         if not flag:
             return None
-        return next(stop for stop in gathered(mine) if stop)
+        return next(stop for stop in all_gather_object(mine) if stop)
 
     def _reason(self, iteration: int | None) -> Stop | None:
         stop_here = partial(Stop, rank=dist.get_rank(), host=platform.node())

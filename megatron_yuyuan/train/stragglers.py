@@ -17,7 +17,7 @@ import torch.distributed as dist
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.parallel.data import compute_dtype
-from megatron_yuyuan.parallel.gathering import gathered
+from megatron_yuyuan.parallel.gathering import all_gather_object
 from megatron_yuyuan.parallel.mesh import Mesh
 
 SLOW = 1.5
@@ -43,7 +43,7 @@ class Stragglers:
         if not self._is_asked:
             return
         dist.barrier()  # ranks that share a machine are to be in each other's way alike
-        everyone = gathered((platform.node(), self.seconds()))
+        everyone = all_gather_object((platform.node(), self.seconds()))
         for rank, ratio in slow_ranks([seconds for _, seconds in everyone]).items():
             host = everyone[rank][0]
             self._log.line(

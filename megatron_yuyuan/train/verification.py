@@ -21,7 +21,7 @@ from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.errors import MachineError
 from megatron_yuyuan.kernels.adamw import local
 from megatron_yuyuan.launcher import order_sums_of_cublas
-from megatron_yuyuan.parallel.gathering import gathered
+from megatron_yuyuan.parallel.gathering import all_gather_object
 from megatron_yuyuan.train.state import TrainState, named_parameters
 
 
@@ -61,13 +61,13 @@ def verify_step(trainer: Computes, dataset: Dataset) -> None:
     Every rank calls it, and it raises MachineError on all of them alike. An error before the gradients
     were summed shows on every rank of that sum: if it has changed the loss, that names its ranks.
     """
-    first = gathered(_computed(trainer))
+    first = all_gather_object(_computed(trainer))
     trainer.gradients(dataset)
-    second = gathered(_computed(trainer))
+    second = all_gather_object(_computed(trainer))
     if first == second:
         return
     trainer.gradients(dataset)
-    third = gathered(_computed(trainer))
+    third = all_gather_object(_computed(trainer))
     pairs = list(enumerate(zip(first, second, strict=True)))
     ranks = [rank for rank, (a, b) in pairs if a.loss != b.loss]
     ranks = ranks or [rank for rank, (a, b) in pairs if a.gradients != b.gradients]
@@ -97,7 +97,7 @@ def require_same_copies(state: TrainState) -> None:
     there are three copies or more; of two copies both.
     """
     mine = {part: _digest([tensor]) for part, tensor in _repeated(state).items()}
-    held = gathered(mine)
+    held = all_gather_object(mine)
     suspects: Counter[int] = Counter()
     unequal = []
     for part in sorted(set().union(*held)):
@@ -161,7 +161,7 @@ def _minority(copies: dict[int, str]) -> list[int]:
 
 def _hosts() -> list[str]:
     """Every rank's host."""
-    return gathered(platform.node())
+    return all_gather_object(platform.node())
 
 
 def _named(ranks: list[int], hosts: list[str]) -> str:

@@ -139,7 +139,7 @@ def largest_file_reached(directory, background: bool):
             saver.save()
     except SpaceError as error:
         errors.append(str(error))
-    return saver_module.Ranks().gathered(errors)
+    return saver_module.Ranks().all_gather_object(errors)
 
 
 @BOTH
@@ -155,10 +155,10 @@ def place_gone(directory):
     """The place of the checkpoints becomes a file while one is written: errors by rank, and when."""
     trainer, saver = after_two_steps(directory / "run")
     shutil.rmtree(directory / "run", ignore_errors=True)
-    saver_module.Ranks().gathered(0)
+    saver_module.Ranks().all_gather_object(0)
     if trainer.mesh.is_main:
         (directory / "run").write_text("")
-    saver_module.Ranks().gathered(0)
+    saver_module.Ranks().all_gather_object(0)
     errors = []
     saver.save()
     for _ in range(1000):
@@ -168,7 +168,7 @@ def place_gone(directory):
             errors.append((trainer.state.iteration, type(error).__name__, str(error)))
             break
         trainer.step(RandomText())
-    return saver_module.Ranks().gathered(errors)
+    return saver_module.Ranks().all_gather_object(errors)
 
 
 def test_a_failure_in_the_background_is_seen_by_every_rank_after_the_same_step(ranks, tmp_path):
@@ -256,7 +256,7 @@ def required_place(directory, free: int):
         saver.require_place()
     except DataError as error:
         refused = str(error)
-    return saver_module.Ranks().gathered(refused)[1]
+    return saver_module.Ranks().all_gather_object(refused)[1]
 
 
 def test_a_place_for_not_even_one_checkpoint_is_refused_at_the_start(ranks, tmp_path):
