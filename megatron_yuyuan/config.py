@@ -242,7 +242,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with decoupled weight decay on matrices, and the course of its learning rate."""
+    """AdamW with decoupled weight decay on matrices, and its learning rate schedule."""
 
     lr: float = 1.5e-4
     """Highest learning rate."""

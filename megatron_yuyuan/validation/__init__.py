@@ -3,12 +3,13 @@ group exists."""
 
 import dataclasses
 
-from megatron_yuyuan.config import Config, OptimizerConfig, TrainingConfig, config_fields
+from megatron_yuyuan.config import Config, TrainingConfig, config_fields
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
 from megatron_yuyuan.validation.float8 import float8_problems
 from megatron_yuyuan.validation.layout import Problems, divisors, layout_problems, one_of
 from megatron_yuyuan.validation.lora import lora_problems
 from megatron_yuyuan.validation.rollback import rollback_problems
+from megatron_yuyuan.validation.schedule import learning_rate_problems, length_problems
 
 
 def validate(config: Config, world_size: int) -> None:
@@ -21,7 +22,7 @@ def validate(config: Config, world_size: int) -> None:
         problems = [*_model(config), *_precision(config), *lora_problems(config.model)]
         problems += [*layout_problems(config, world_size), *_retention(config)]
         problems += [*rollback_problems(config)]
-    problems += [*_attention(config), *_length(config), *_learning_rate(config)]
+    problems += [*_attention(config), *length_problems(config), *learning_rate_problems(config)]
     problems += [*_optimizer(config), *_logging(config, world_size), *_without_gpu(config)]
     problems += [*_without_effect(config)]
     if problems:
@@ -162,91 +163,6 @@ def _attention(config: Config) -> Problems:
         )
 
 
-def _length(config: Config) -> Problems:
-    """Where the run ends, and how its batches grow on the way."""
-    t = config.training
-    if sum(map(bool, (t.train_iters, t.train_samples, t.epochs))) != 1:
-        what = "give train_iters, train_samples or epochs, one of the three"
-        yield ConfigError(what, "a run has one end", "--train-iters 1000")
-    if not t.rampup_batch_size:
-        first = t.global_batch_size
-    elif len(t.rampup_batch_size) != 3 or min(t.rampup_batch_size) < 1:
-        what = f"rampup_batch_size={' '.join(map(str, t.rampup_batch_size))}"
-        why = "it is the first size, what is added, and the samples until global_batch_size"
-        yield ConfigError(what, why, "three numbers above 0: --rampup-batch-size 16 16 100000")
-        return
-    else:
-        yield from _ramp(config)
-        first = t.rampup_batch_size[0]
-    if t.train_samples and t.train_samples < first:
-        yield ConfigError(
-            f"train_samples={t.train_samples} are fewer than the {first} of the first batch",
-            "no step would be taken",
-            f"--train-samples {first}",
-        )
-
-
-def _ramp(config: Config) -> Problems:
-    """A batch that grows, of three positive numbers."""
-    t = config.training
-    start, increment, _ = t.rampup_batch_size
-    growth = t.global_batch_size - start
-    if growth <= 0:
-        yield ConfigError(
-            f"rampup_batch_size starts with {start}, and global_batch_size={t.global_batch_size}",
-            "the batch grows up to global_batch_size",
-            "a smaller START, or leave it out",
-        )
-    elif growth % increment:
-        yield ConfigError(
-            f"rampup_batch_size grows from {start} by {increment}, and never is "
-            f"global_batch_size={t.global_batch_size}",
-            "the increments lead to global_batch_size exactly",
-            f"INCREMENT {one_of(divisors(growth), increment)}",
-        )
-    if t.train_iters:
-        yield ConfigError(
-            "rampup_batch_size and train_iters are given",
-            "with growing batches a run is counted in samples",
-            "--train-samples N or --epochs N in place of --train-iters",
-        )
-
-
-def _learning_rate(config: Config) -> Problems:
-    """The learning rate schedule."""
-    t, o = config.training, config.optimizer
-    counted, other = ("samples", "iters") if counts_samples(t) else ("iters", "samples")
-    for part in ("decay", "warmup", "wsd_decay"):
-        name = f"lr_{part}_{other}"
-        if getattr(o, name):
-            why = "the course is counted in samples with train_samples or rampup_batch_size, and only then"
-            yield ConfigError(f"{name}={getattr(o, name)}", why, f"lr_{part}_{counted}")
-    warmups = (o.lr_warmup_iters, o.lr_warmup_samples, o.lr_warmup_fraction)
-    if sum(map(bool, warmups)) > 1:
-        what = f"give lr_warmup_{counted} or lr_warmup_fraction, one of the two"
-        yield ConfigError(what, "a warm-up has one length", "--lr-warmup-fraction 0.01")
-    if o.lr_warmup_fraction >= 1:
-        yield ConfigError(
-            f"lr_warmup_fraction={o.lr_warmup_fraction}",
-            "the warm-up is a part of the decay",
-            "--lr-warmup-fraction 0.01",
-        )
-    if o.lr_decay_style == "inverse-square-root" and not any(warmups):
-        why = "the rate falls as the root of (warm-up / position)"
-        what = "lr_decay_style=inverse-square-root without a warm-up"
-        yield ConfigError(what, why, "--lr-warmup-fraction 0.01")
-    shaped = o.lr_wsd_decay_style != OptimizerConfig().lr_wsd_decay_style
-    annealed = bool(o.lr_wsd_decay_iters or o.lr_wsd_decay_samples)
-    if (o.lr_decay_style == "WSD") != annealed or (shaped and not annealed):
-        what = f"give lr_decay_style WSD and lr_wsd_decay_{counted} together"
-        yield ConfigError(
-            what, "WSD anneals at its end, and no other style does", "both, or neither"
-        )
-    if 0 <= o.lr < o.min_lr:
-        what = f"min_lr={o.min_lr} is above lr={o.lr}"
-        yield ConfigError(what, "the rate decays from lr to min_lr", f"--min-lr {o.lr / 10}")
-
-
 def _optimizer(config: Config) -> Problems:
     """AdamW's constants."""
     for name in ("adam_beta1", "adam_beta2"):
@@ -351,8 +267,3 @@ def _retention(config: Config) -> Problems:
             "a checkpoint is judged by the evaluation of its own iteration",
             f"--eval-interval {c.save_interval}",
         )
-
-
-def counts_samples(training: TrainingConfig) -> bool:
-    """Whether a run and the course of its learning rate are counted in samples, not iterations."""
-    return bool(training.train_samples or training.rampup_batch_size)
