@@ -112,7 +112,11 @@ def answers_of_plain(
 
 def configuration(options: argparse.Namespace) -> Config:
     """The recipe with what the flags change. Evaluation and checkpoints on the way are left out."""
-    config = Config().replace(**load_toml(RECIPE)).replace(bf16=False, device="cpu", keep_best=0)
+    config = (
+        Config()
+        .replace(**load_toml(RECIPE))
+        .replace(bf16=False, device="cpu", kernels="reference", keep_best=0)
+    )
     given = {name: getattr(options, name) for name in CHANGED if getattr(options, name) is not None}
     if options.train_iters is not None:
         given["epochs"] = 0.0
