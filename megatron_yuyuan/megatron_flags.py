@@ -21,7 +21,8 @@ INSTEAD = {
     "--decoder-first-pipeline-num-layers": "--pipeline-layout",
     "--decoder-last-pipeline-num-layers": "--pipeline-layout",
     "--exit-signal": "leave it out: SIGTERM and SIGUSR1 always save and stop",
-    "--no-bias-gelu-fusion": "--kernels reference",
+    "--no-bias-gelu-fusion": "leave it out where --openai-gelu stands beside it; alone it asks for the exact "
+    "GeLU, and GPT-2's is the tanh form",
     "--no-bias-dropout-fusion": "--kernels reference",
     "--no-persist-layer-norm": "--kernels reference",
     "--fp8-recipe": "leave it out: --fp8-format scales tensorwise",
@@ -48,15 +49,16 @@ NO_EFFECT = frozenset(
     --no-overlap-p2p-communication --no-scatter-gather-tensors-in-pipeline
     --no-contiguous-buffers-in-local-ddp --lazy-mpu-init --no-mmap-bin-files --manual-gc-eval
     --log-batch-size-to-tensorboard --log-learning-rate-to-tensorboard --log-world-size-to-tensorboard
-    --log-loss-scale-to-tensorboard
+    --log-loss-scale-to-tensorboard --openai-gelu
     """.split()
 )
 """Flags without a value that ask for what happens here anyway, or for nothing: accepted with a warning.
-Attention's softmax is float32, Adam's state is divided over the data axis but under no_shard, checkpoints are always
-verified, a step that is not finite is never taken, signals always save and stop, stages are balanced by cost, the
-order of samples needs no cache, the trace of --profile is torch's, and TensorBoard gets every figure. The loss is a
-mean over tokens and sums of gradients are float32, a checkpoint that is missing is an error, its format is torch's
-distributed one and brings the model's shape; the rest chooses among bodies of Megatron-LM's with one result."""
+Attention's softmax is float32, Adam's state is divided over the data axis but under no_shard, checkpoints are
+always verified, a step that is not finite is never taken, signals always save and stop, stages are balanced
+by cost, the order of samples needs no cache, the trace of --profile is torch's, and TensorBoard gets every
+figure. The loss is a mean over tokens and sums of gradients are float32, a checkpoint that is missing is an
+error, its format is torch's distributed one and brings the model's shape, GeLU has its tanh form; the rest
+chooses among bodies of Megatron-LM's with one result."""
 
 NO_EFFECT_WITH_VALUE = frozenset(
     """

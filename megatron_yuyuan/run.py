@@ -116,7 +116,7 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
             log.line(f"warning: overridden: {'; '.join(overridden)}")
         if config.checkpoint.save and mesh.is_main:  # only now: a failed start leaves nothing
             save_run_files(config, tokenizer)
-        say_start(state, mesh, log)
+        say_start(state, mesh, asks_questions(training_set), log)
         introduce_state(config, state, log)
         trainer = choose_trainer(config, state, borders(config, tokenizer))
         continuations = continue_prompts(
@@ -171,11 +171,17 @@ def choose_alike(name: str, mesh: Mesh) -> tuple[Kernels, str]:
     return kernels, chosen
 
 
-def say_start(state: TrainState, mesh: Mesh, log: Log) -> None:
-    """Log the start of this process, with the time it was launched, and, if a run is continued, a restart
-    with the iteration from which it goes on."""
-    ranks, layout = mesh_module.world_size(), mesh.describe()
-    log.event("start", iteration=state.iteration, begun=process_begun(), ranks=ranks, layout=layout)
+def say_start(state: TrainState, mesh: Mesh, asks: bool, log: Log) -> None:
+    """Log the start of this process, with the time it was launched and whether it learns questions, and, if a
+    run is continued, a restart with the iteration from which it goes on."""
+    log.event(
+        "start",
+        iteration=state.iteration,
+        begun=process_begun(),
+        ranks=mesh_module.world_size(),
+        layout=mesh.describe(),
+        questions=asks,
+    )
     if state.iteration or log.has_history:
         log.event("restart", iteration=state.iteration)
 

@@ -112,8 +112,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--part",
         choices=("all", *SPLITS),
-        default="all",
-        help="documents of each shard, as --split divides them in training (default: all)",
+        help="documents of each shard, as --split divides them in training; without it all of them",
     )
     add_config_argument(parser, "split")
     parser.add_argument(
@@ -141,6 +140,9 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(args)
     if options.seq_length < 0 or options.stride < 0 or options.micro_batch_size < 1:
         parser.error("--seq-length and --stride are 0 or more, --micro-batch-size 1 or more")
+    if options.part is None and options.split != parser.get_default("split"):
+        parser.error("--split divides the documents for --part train, valid or test")
+    options.part = options.part or "all"
     return options
 
 

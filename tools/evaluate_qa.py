@@ -171,7 +171,7 @@ def _check(parser: ArgumentParser, options: argparse.Namespace) -> None:
         parser.error("--limit is a number of pairs, 0 for all")
     if options.batch_size < 1:
         parser.error("--batch-size is a number of questions, 1 at least")
-    if not options.temperature:
+    if not options.temperature and not options.greedy_only:
         parser.error(
             "--temperature 0 draws nothing: --greedy-only asks for the greedy answers alone"
         )

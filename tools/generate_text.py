@@ -93,6 +93,10 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(args)
     if options.batch_size < 1:
         parser.error("--batch-size is a number of texts, 1 or more")
+    for name in ("top_k", "top_p", "seed"):
+        if not options.temperature and getattr(options, name) != parser.get_default(name):
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"{flag} is of drawn tokens: give --temperature above 0 too")
     return options
 
 

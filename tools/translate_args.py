@@ -60,6 +60,9 @@ def main(args: Sequence[str] | None = None) -> None:
     if bool(options.script) == bool(command):
         what = "give a script, or a command after --, one of the two"
         raise ConfigError(what, "one command is translated", "translate_args.py train.sh ARGUMENTS")
+    if options.set and not options.script:
+        what = "--set without a script"
+        raise ConfigError(what, "its variables are those of a script", "leave it out")
     if options.script:
         path, *arguments = options.script
         script = ShellScript(path, arguments, dict(options.set), tuple(SCRIPTS), exported)

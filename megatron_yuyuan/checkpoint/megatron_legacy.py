@@ -131,9 +131,23 @@ def open_legacy(
         raise _unreadable(
             path, "checkpoint_version is below 2, which orders the rows of QKV otherwise"
         )
+    _require_every_rank(path, by_stage)
     stages = [[part for _, part in sorted(by_stage[s].items())] for s in sorted(by_stage)]
     joined = LegacyTensors(_join(stages))
     return joined, joined.shapes, argparse.Namespace(**arguments)
+
+
+def _require_every_rank(path: Path, by_stage: Mapping[tuple[int, int], Mapping]) -> None:
+    """Raises DataError where the file of a pipeline or tensor rank is missing between others."""
+    pipeline = range(max(stage for _, stage in by_stage) + 1)
+    tensor = range(max(rank for ranks in by_stage.values() for rank in ranks) + 1)
+    for chunk in {chunk for chunk, _ in by_stage}:
+        for stage in pipeline:
+            missing = [rank for rank in tensor if rank not in by_stage.get((chunk, stage), {})]
+            if missing:
+                raise _unreadable(
+                    path, f"pipeline rank {stage} of {len(pipeline)} lacks tensor rank {missing[0]}"
+                )
 
 
 def _join(stages: list[list[SafetensorsFiles]]) -> dict[str, list[tuple[SafetensorsFiles, str]]]:

@@ -53,6 +53,13 @@ class MegatronSource:
         said = [getattr(self.arguments, n, None) for n in ("norm_epsilon", "layernorm_epsilon")]
         epsilon = next(filter(None, said), 1e-5)  # the second name is of 2022 and before
         config = model_shape(self.shapes, heads, vocab_size, epsilon)
+        trained = getattr(self.arguments, "num_layers", None) or config.num_layers
+        if config.num_layers != trained:
+            raise DataError(
+                f"{self.path} has {config.num_layers} layers, and was trained with {trained}",
+                "some of its files are missing",
+                "the checkpoint as Megatron-LM saved it",
+            )
         return config, MegatronWeights(self.tensors, self.shapes, config)
 
     def _heads(self, given: int) -> int:

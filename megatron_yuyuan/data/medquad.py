@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -140,8 +141,8 @@ def assign_splits(pairs: Sequence[QuestionAnswer], shares: Sequence[int] = (90, 
 
 
 def normalise(text: str) -> str:
-    """Letters and digits only, case folded: what two spellings of one question share."""
-    return "".join(filter(str.isalnum, text.casefold()))
+    """Letters and digits only, NFC, case folded: what two spellings of one question share."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFC", text).casefold()))
 
 
 def _split_of(group: str, shares: Sequence[int]) -> str:

@@ -200,17 +200,23 @@ def read_questions(
 
 
 def detect_format(path: Path) -> str:
-    """The format of a file, by its first megabyte. Raises DataError."""
+    """The format of a file, by its first megabyte; that of a .txt is text unless it begins as another's.
+    Raises DataError."""
     with open_input(path) as stream:
         head = stream.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if head.startswith(b"<"):
-        if element := FIRST_ELEMENT.search(head):
-            pubmed, jats, _ = element.groups()
-            return "pubmed-xml" if pubmed else "jats-xml" if jats else "medquad-xml"
-    elif head.startswith(b"{"):
-        keys = {key.lower() for key in first_keys(path, parse_question_line)}
-        return "qa-jsonl" if {"question", "answer"} <= keys else "jsonl"
-    elif path.suffixes[-1:] == [".txt"] or path.suffixes[-2:-1] == [".txt"]:
+    is_txt = path.suffixes[-1:] == [".txt"] or path.suffixes[-2:-1] == [".txt"]
+    element = FIRST_ELEMENT.search(head) if head.startswith(b"<") else None
+    if element:
+        pubmed, jats, _ = element.groups()
+        return "pubmed-xml" if pubmed else "jats-xml" if jats else "medquad-xml"
+    if head.startswith(b"{"):
+        try:
+            keys = {key.lower() for key in first_keys(path, parse_question_line)}
+            return "qa-jsonl" if {"question", "answer"} <= keys else "jsonl"
+        except DataError:
+            if not is_txt:
+                raise
+    if is_txt:
         return "text"
     raise DataError(
         f"{path}: neither PubMed, PMC or MedQuAD XML nor JSONL, and not called .txt",

@@ -120,7 +120,7 @@ class TokenizerComparison:
 def read_terms(path: str | Path) -> list[str]:
     """The terms of a file, one a line, UTF-8; empty lines are passed over. Raises DataError."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise cannot_read(path, error) from None
     except UnicodeDecodeError as error:

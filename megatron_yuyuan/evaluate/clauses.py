@@ -127,6 +127,8 @@ def denied_twice(question: str, word: str) -> DataError:
 def _affirmed(auxiliary: str, predicate: list[str]) -> str:
     """`prevents stroke`, `is safe`, `has been tested`: with `any` as `some`, without `ever`."""
     words = [word for word in _some(predicate) if bare(word) not in ("ever", "yet")]
+    if not words:
+        raise refusal(" ".join(predicate), "its predicate is missing")
     if auxiliary not in lexicon.DO:
         return " ".join([auxiliary, *words])
     return " ".join(_finite(auxiliary, words))

@@ -17,7 +17,7 @@ from megatron_yuyuan.data.files import open_input
 from megatron_yuyuan.data.jsonl import bad_line, read_json_lines, string_of
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.evaluate.likelihood import LikelihoodScorer, Surprise
-from megatron_yuyuan.evaluate.statements import rewrite
+from megatron_yuyuan.evaluate.statements import is_yes_no, rewrite
 
 YES, NO, UNSURE = "yes", "no", "unsure"
 LABELS = {"yes": YES, "no": NO, "maybe": UNSURE, "unsure": UNSURE}
@@ -100,17 +100,18 @@ def statements_of(question: Question, scorer: LikelihoodScorer) -> tuple[str, ..
     Raises DataError: the question cannot be rewritten; a statement is longer than the model's positions.
     """
     both = rewrite(question.text, question.answer, scorer)
-    others = [_alternative(question, other, scorer) for other in question.alternatives]
+    if is_yes_no(
+        question.text
+    ):  # takes no answer into its sentence: rivals are sentences themselves
+        others = [o for o in question.alternatives if o.strip(" .").lower() not in LABELS]
+    else:
+        rivals = [rewrite(question.text, other, scorer) for other in question.alternatives]
+        others = [rival.affirmative for rival in rivals]
     own = (both.affirmative, both.negative)
     statements = (*own, *(other for other in others if other not in own))  # none is its own rival
     for statement in statements:
         scorer.text_ids(statement, question.context)  # raises for one that is too long
     return statements
-
-
-def _alternative(question: Question, other: str, scorer: LikelihoodScorer) -> str:
-    """Another answer in its sentence; beside a yes/no question it is a statement already."""
-    return rewrite(question.text, other, scorer).affirmative if question.answer else other
 
 
 def read_questions(path: str | Path) -> Iterator[Question]:
@@ -159,6 +160,8 @@ def _pubmedqa_question(name: str, record: dict) -> Question:
     """Raises ValueError for a record that is none."""
     try:
         text, contexts, label = (record[k] for k in ("QUESTION", "CONTEXTS", "final_decision"))
+        if not isinstance(text, str) or not isinstance(contexts, list):
+            raise TypeError("QUESTION is no string, or CONTEXTS no list")
         return Question(text, context=" ".join(contexts), label=LABELS[label], identifier=name)
     except (KeyError, TypeError) as error:
         raise ValueError(f"record {name}: {error!r}") from None

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
 
+LOWEST_TEMPERATURE = 1e-30
+"""Of drawn tokens: below, a float32 cannot divide by it."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -28,10 +31,10 @@ class Sampling:
     beside it."""
 
     def __post_init__(self):
-        finite = math.inf
+        finite, drawn = math.inf, self.temperature
         fits = {
             "temperature": (
-                0 <= self.temperature < finite,
+                drawn == 0 or LOWEST_TEMPERATURE <= drawn < finite,
                 "0 for the likeliest token, or 0.1 to 2",
             ),
             "top_k": (self.top_k >= 0, "0 for all tokens, or how many to draw from"),
@@ -40,6 +43,7 @@ class Sampling:
                 0 < self.repetition_penalty < finite,
                 "1 for none, or 1.05 to 1.3",
             ),
+            "seed": (-(2**63) <= self.seed < 2**64, "a whole number of 64 bits"),
         }
         problems = [
             ConfigError(f"{name}={getattr(self, name)}", "no token can be chosen so", range_)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.evaluate import lexicon
 from megatron_yuyuan.evaluate.boundary import boundaries
 from megatron_yuyuan.evaluate.clauses import Clause, clause, denial, refusal
@@ -55,6 +56,15 @@ def rewrite(question: str, answer: str = "", scorer: Scorer | None = None) -> St
         return found[0]
     scores = scorer([reading.affirmative for reading in found])
     return found[max(range(len(found)), key=lambda i: scores[i])]
+
+
+def is_yes_no(question: str) -> bool:
+    """Whether a question that can be rewritten is one of yes or no, and takes no answer into its sentence."""
+    try:
+        readings(question)
+    except DataError:
+        return False
+    return True
 
 
 def readings(question: str, answer: str = "") -> list[Statements]:

@@ -46,8 +46,11 @@ def _in_a_sentence(run: Run) -> str:
 
 
 def _asks(run: Run) -> bool:
-    """Whether the run learned questions: they have their own shards, and the run began with weights."""
-    return run.config.checkpoint.finetune and not run.config.data.data_path
+    """Whether the run learned questions. Older runs do not say so themselves: questions have their own
+    shards, and such a run began with weights."""
+    from_weights = run.config.checkpoint.finetune and not run.config.data.data_path
+    starts = run.all("start")
+    return any(s.get("questions", from_weights) for s in starts) if starts else from_weights
 
 
 def _ending(run: Run) -> str:

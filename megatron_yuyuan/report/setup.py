@@ -8,6 +8,7 @@ from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.blend import parse_blend
 from megatron_yuyuan.data.data_card import data_card
 from megatron_yuyuan.data.indexed_dataset import IndexedDataset
+from megatron_yuyuan.data.question_file import SUFFIXES as QUESTION_FILES
 from megatron_yuyuan.errors import YuyuanError
 from megatron_yuyuan.report.markup import Html, element, joined
 from megatron_yuyuan.report.pipeline_trace import (
@@ -70,6 +71,9 @@ def _prefixes(config: Config, field: str) -> list[str]:
 
 def _card(field: str, prefix: str) -> Html:
     heading = element("h3", prefix.rpartition("/")[2], element("span", f" {field}", class_="when"))
+    if prefix.endswith(QUESTION_FILES):
+        note = element("p", "A file of questions and answers.", class_="note")
+        return element("article", heading, note, class_="card")
     try:
         card = data_card(IndexedDataset(prefix))
     except YuyuanError as error:

@@ -2,15 +2,16 @@
 
 Followed are NAME=word, NAME+=word and NAME=(array), also under export, declare, local and readonly;
 quotes, comments, continued lines; and of the expansions $NAME, ${NAME}, ${NAME[@]}, ${NAME:-word} (and
-:= and :?), $1, $@ and $((...)) of whole numbers. An unquoted value is divided at its blanks; patterns such as * stay as
-they are. A variable that is set inside if, for, while, case or a function, after && or ||, by the output of a
-command, by ((...)), let or NAME[0]=word, is unknown from there on: an error where it is used, not before. What
-may change any variable (source, eval, shift, set --), and a here-document, is an error at its line. NAME=word
-before a command is no variable of the script, and left out.
+:= and :?), $1, $@ and $((...)) of whole numbers. An unquoted value is divided at its blanks; unquoted
+patterns of files (*) and braces ({0..3}) are an error in a command that matters. A variable that is set
+inside if, for, while, case or a function, after && or ||, by the output of a command, by ((...)), let or
+NAME[0]=word, is unknown from there on: an error where it is used, not before. What may change any
+variable (source, eval, shift, set --), and a here-document, is an error at its line. NAME=word before a
+command is no variable of the script, and left out.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from megatron_yuyuan.errors import ConfigError
@@ -31,6 +32,7 @@ from megatron_yuyuan.translation.shell_words import (
     Part,
     Token,
     Word,
+    default_parts,
     parts_of,
     tokens,
 )
@@ -43,6 +45,10 @@ WITHIN = {"then", "else", "elif", "do", "!", "time"}
 DECLARES = {"export", "declare", "typeset", "local", "readonly"}
 REFUSED = {"source", ".", "eval", "shift"}
 ENDS = {"\n", ";", "&", "&&", "||", "|", ";;"}
+PATTERN = re.compile(r"[*?]|\[[^\]]+\]")
+"""What an unquoted word or value is matched with the names of files by."""
+BRACES = re.compile(r"\{[^{}]*(?:,|\.\.)[^{}]*\}")
+"""What an unquoted word is multiplied by."""
 NAMED = re.compile(r"(\w+|[@*])(\[[@*]\])?(?:(:?[-=?])(.*))?", re.DOTALL)
 
 
@@ -154,15 +160,19 @@ class ShellScript:
         """NAME=..., or NAME+=..."""
         if not self._may_set(name, word.line):
             return
-        before = self.variables.get(name, []) if adds else []
+        before = self.variables.get(name, [])
         try:
             if isinstance(before, ConfigError):
-                raise before
+                if adds:
+                    raise before
+                before = []
             if isinstance(word, Array):
-                self.variables[name] = before + [v for w in word.words for v in self._expand(w)]
-            else:
+                values = [v for w in word.words for v in self._expand(w)]
+                self.variables[name] = before + values if adds else values
+            else:  # of an array its first element
                 value = self._joined(after_equals(word), word.line)
-                self.variables[name] = ["".join(before[:1]) + value, *before[1:]]
+                head = "".join(before[:1]) if adds else ""
+                self.variables[name] = [head + value, *before[1:]]
         except ConfigError as error:
             self.variables[name] = error
 
@@ -183,7 +193,8 @@ class ShellScript:
 
     def _joined(self, parts: tuple[Part, ...], line: int) -> str:
         """The value of an assignment, which is not divided."""
-        return "".join(" ".join(self._values(part, line)) for part in parts)
+        resolved = self._with_defaults(parts, line)
+        return "".join(" ".join(self._values(part, line)) for part in resolved)
 
     def _expand(self, word: Word | Array) -> list[str]:
         """The words that one word becomes: none, one or several."""
@@ -191,12 +202,13 @@ class ShellScript:
             raise self._cannot_follow(word.line, "an array among words", "bash has none there")
         fields: list[str] = []
         is_open = False  # whether the next piece goes on with the last field
-        for part in word.parts:
+        for part in self._with_defaults(word.parts, word.line):
             values = self._values(part, word.line)
-            if part.kind == "text" or part.quoted:
+            if part.quoted:
                 pieces, glued, closes = values, True, False
             else:
                 value = " ".join(values)
+                self._require_plain(part, value, word.line)
                 pieces, glued, closes = value.split(), not value[:1].isspace(), value[-1:].isspace()
             stays_open = not closes and (is_open or bool(pieces))
             if is_open and glued and pieces:
@@ -205,6 +217,45 @@ class ShellScript:
             fields += pieces
             is_open = stays_open
         return fields
+
+    def _require_plain(self, part: Part, value: str, line: int) -> None:
+        """Raises ConfigError for an unquoted value that bash would take for names of files or multiply."""
+        found = PATTERN.search(value)
+        if found is None and part.kind == "text":
+            found = BRACES.search(value)
+        if found:
+            raise ConfigError(
+                f"{self.name}, line {line}: `{found[0]}` in {value} cannot be followed",
+                "which words it becomes is not known without the files, or quotes are missing",
+                "the words themselves in its place, or quotes around it",
+            )
+
+    def _with_defaults(self, parts: Iterable[Part], line: int) -> Iterator[Part]:
+        """The pieces of a word; in place of a ${NAME:-word} whose word counts, the pieces of that."""
+        for part in parts:
+            if part.kind != "variable" or not self._takes_default(part, line):
+                yield part
+                continue
+            name, _, operator, word = self._named(part, line)
+            of_default = default_parts(word, self.name, line, part.quoted)
+            if operator in ("=", ":="):
+                value = self._joined(of_default, line)
+                if self._may_set(name, line):
+                    self.variables[name] = [value]
+                yield Part("text", value, part.quoted)
+            else:
+                yield from self._with_defaults(of_default, line)
+                if part.quoted and not of_default:
+                    yield Part("text", "", True)
+
+    def _takes_default(self, part: Part, line: int) -> bool:
+        """Whether NAME of ${NAME:-word} has no value, or with the colon an empty one."""
+        name, _, operator, _ = self._named(part, line)
+        if operator is None or operator.endswith("?"):
+            return False
+        if not self._has_value(name):
+            return True
+        return operator.startswith(":") and not any(self._value(name, line))
 
     def _values(self, part: Part, line: int) -> list[str]:
         """What a piece of a word stands for: one value, or those of an array."""
@@ -226,21 +277,23 @@ class ShellScript:
         return self._variable(part, line)
 
     def _variable(self, part: Part, line: int) -> list[str]:
+        """The values of a variable, whose default does not count."""
+        name, all_of_it, _, _ = self._named(part, line)
+        values = self._value(name, line)
+        if part.quoted and (name == "*" or all_of_it == "[*]"):
+            values = [" ".join(values)]
+        return values if all_of_it or name in ("@", "*") else values[:1]
+
+    def _named(self, part: Part, line: int) -> tuple[str, str | None, str | None, str]:
+        """(name, [@] or [*], the operator, the word behind it) of an expansion. Raises ConfigError."""
         named = NAMED.fullmatch(part.value)
         if named is None:
             raise self._cannot_follow(line, f"${{{part.value}}}", "this expansion is not followed")
-        name, all_of_it, operator, default = named.groups()
-        known = name in self.given or name in self.variables or self._argument(name) is not None
-        has_default = operator is not None and not operator.endswith("?")
-        values = self._value(name, line) if known or not has_default else []
-        if part.quoted and (name == "*" or all_of_it == "[*]"):
-            values = [" ".join(values)]
-        if has_default and (not known or (operator.startswith(":") and not any(values))):
-            value = self._joined(parts_of(default, self.name, line), line)
-            if operator.endswith("=") and self._may_set(name, line):
-                self.variables[name] = [value]
-            return [value]
-        return values if all_of_it or name in ("@", "*") else values[:1]
+        name, all_of_it, operator, word = named.groups()
+        return name, all_of_it, operator, word or ""
+
+    def _has_value(self, name: str) -> bool:
+        return name in self.given or name in self.variables or self._argument(name) is not None
 
     def _value(self, name: str, line: int) -> list[str]:
         """A variable's value. Raises ConfigError where it has none that is known."""

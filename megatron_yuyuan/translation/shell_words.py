@@ -14,6 +14,7 @@ NAME = re.compile(r"[A-Za-z_]\w*|[\d@*#?$!-]")
 """What a $ without braces stands before: of $12 the 1 alone."""
 ARRAY = re.compile(r"([A-Za-z_]\w*\+?)=")
 ESCAPED_IN_QUOTES = '$`"\\'
+EXPANSIONS = (("$((", "))", "arithmetic"), ("$[", "]", "arithmetic"), ("$(", ")", "command"))
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,13 @@ def tokens(text: str, name: str) -> Iterator[Token]:
 def parts_of(text: str, name: str, line: int) -> tuple[Part, ...]:
     """The pieces of a text as if it stood in double quotes."""
     return tuple(_Reader(text, name, line).pieces(""))
+
+
+def default_parts(text: str, name: str, line: int, quoted: bool) -> tuple[Part, ...]:
+    """The pieces of the word of ${NAME:-word}. Where the expansion stands in double quotes, further ones are
+    dropped and single ones are text; elsewhere the word has quotes of its own."""
+    reader = _Reader(text, name, line)
+    return tuple(reader.pieces("", drops='"')) if quoted else at_home(tuple(reader.all_pieces()))
 
 
 def at_home(parts: tuple[Part, ...]) -> tuple[Part, ...]:
@@ -140,8 +148,25 @@ class _Reader:
                 words.append(token)
         raise self._error("an array that is not closed", "its ) is missing")
 
+    def all_pieces(self) -> Iterator[Part]:
+        """The pieces of a word that goes to the end of the text, blanks and operators too."""
+        while self._at < len(self._text):
+            start = self._at
+            while self._text[self._at : self._at + 1] in BORDER and self._at < len(self._text):
+                self._at += 1
+            if self._at > start:
+                yield Part("text", self._text[start : self._at], False)
+            else:
+                yield from self._piece()
+
     def _piece(self) -> list[Part]:
         """What stands at this place of a word, one kind of quote or none."""
+        if self._text.startswith('$"', self._at):
+            self._at += 1  # translated to the language of the user: left as it is
+        elif self._text.startswith("$'", self._at):
+            self._at += 1
+            if "\\" in self._text[self._at + 1 :].partition("'")[0]:
+                raise self._error("a backslash in $''", "its escapes are not read")
         quote = self._text[self._at]
         if quote == "'":
             self._at += 1
@@ -163,14 +188,17 @@ class _Reader:
         start, self._at = self._at, end
         return [Part("text", self._text[start:end], False)]
 
-    def pieces(self, close: str) -> Iterator[Part]:
-        """The pieces up to a closing quote, or without one to the end of the text."""
+    def pieces(self, close: str, drops: str = "") -> Iterator[Part]:
+        """The pieces up to a closing quote, or without one to the end of the text, but for the characters
+        that are dropped."""
         text = ""
         while self._at < len(self._text):
             character, following = self._text[self._at], self._text[self._at + 1 : self._at + 2]
             if character == close:
                 break
-            if character in "$`":
+            if character == drops:
+                self._at += 1
+            elif character in "$`":
                 if text:
                     yield Part("text", text, True)
                 text = ""
@@ -192,7 +220,7 @@ class _Reader:
         if self._text[self._at] == "`":
             self._at += 1
             return Part("command", f"`{self._until('`')}`", quoted)
-        for begin, close, kind in (("$((", "))", "arithmetic"), ("$(", ")", "command")):
+        for begin, close, kind in EXPANSIONS:
             if self._text.startswith(begin, self._at):
                 self._at += len(begin)
                 inside = self._until(close)

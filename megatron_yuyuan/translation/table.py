@@ -43,7 +43,7 @@ OF_OTHER_MODELS = frozenset(
     --use-rotary-position-embeddings --rotary-base --rotary-percent --rotary-seq-len-interpolation-factor
     --no-position-embedding --untie-embeddings-and-output-weights --num-experts --moe-router-topk
     --moe-grouped-gemm --moe-router-load-balancing-type --moe-aux-loss-coeff --spec --mtp-num-layers
-    --apply-residual-connection-post-layernorm --fp32-residual-connection --openai-gelu --quick-geglu
+    --apply-residual-connection-post-layernorm --fp32-residual-connection --quick-geglu
     """.split()
 )
 GPT2_ALONE = "leave it out: the one model here is GPT-2, with learned positions, LayerNorm, GeLU and tied embeddings"

@@ -69,9 +69,15 @@ def translate(parts: Parts) -> Translation:
                 translation.keep(flag)
             else:
                 _without_counterpart(flag, translation, table.PREPROCESSING)
+        translation.add(Flag("--keep-duplicates", ()), "Megatron-LM keeps texts that come again")
         return translation
+    names = {flag.name for flag in parts.flags}
     for flag in parts.flags:
-        _translate_flag(flag, translation)
+        if flag.name == "--no-bias-gelu-fusion" and "--openai-gelu" in names:
+            why = "with --openai-gelu it is the tanh form all the same"
+            translation.notes.append(Note(NO_EFFECT, str(flag), "", why))
+        else:
+            _translate_flag(flag, translation)
     _replace_loading(translation)
     _complete_recomputation(translation)
     _replace_virtual_stages(parts.flags, translation)
@@ -171,6 +177,10 @@ def _replace_virtual_stages(given: list[Flag], translation: Translation) -> None
     name = "--num-layers-per-virtual-pipeline-stage"
     flag = next((flag for flag in given if flag.name == name), None)
     if flag is None:
+        asked = translation.number("--num-virtual-stages-per-pipeline-rank") > 1
+        if asked and "--pipeline-schedule" not in translation.flags:
+            schedule = Flag("--pipeline-schedule", ("Interleaved1F1B",))
+            translation.add(schedule, "what Megatron-LM runs with several stages a rank")
         return
     layers = int(flag.values[0]) if flag.values and flag.values[0].isdigit() else 0
     pipeline = translation.number("--pipeline-model-parallel-size") or 1

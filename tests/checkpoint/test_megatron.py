@@ -380,6 +380,22 @@ def test_old_pickles_that_cannot_be_converted_are_said(
         import_megatron(old, tmp_path / "run", tokenizer, trust=True)
 
 
+def test_old_pickles_of_which_a_rank_is_missing_are_refused(
+    loaded, tmp_path, without_megatron, tokenizer
+):
+    """The rest would be joined to a model of fewer layers, or of narrower ones."""
+    weights = loaded.model.state_dict()
+    for missing, lacks in (("mp_rank_00_000", "rank 0 of 2"), ("mp_rank_01_001", "rank 1 of 2")):
+        old = write_legacy(tmp_path / missing, weights, {})
+        shutil.rmtree(old / "iter_0000007" / missing)
+        with pytest.raises(DataError, match=f"pipeline {lacks} lacks tensor rank"):
+            import_megatron(old, tmp_path / "run", tokenizer, trust=True)
+    arguments = argparse.Namespace(num_attention_heads=4, num_layers=24)
+    old = write_legacy(tmp_path / "short", weights, {"args": arguments})
+    with pytest.raises(DataError, match="layers, and was trained with 24"):
+        import_megatron(old, tmp_path / "run", tokenizer, trust=True)
+
+
 def test_names_of_old_are_todays():
     for old, new in (
         ("embedding.position_embeddings.weight", "embedding.position_embeddings.weight"),

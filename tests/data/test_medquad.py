@@ -113,6 +113,9 @@ def test_spelling_and_chains_of_pairs_make_one_group():
     assert len(set(splits[:3])) == 1
     assert set(splits) == {"train", "valid", "test"}  # not vacuous
     assert normalise("Größe, 2!") == "grösse2"
+    assert (
+        normalise("Me\u0301nie\u0300re?") == normalise("M\u00e9ni\u00e8re") == "m\u00e9ni\u00e8re"
+    )
 
 
 def test_a_split_is_the_hash_of_the_smallest_key_alone():

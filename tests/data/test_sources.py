@@ -51,3 +51,17 @@ def test_a_bad_file_that_is_named_is_left_out_too(tmp_path):
         find_sources(named)
     with pytest.raises(DataError, match="cannot read"):
         find_sources([str(tmp_path / "absent")], skip_bad_files=True)
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        ("<5% of patients had a cough.", "text"),
+        ("{see table 1}", "text"),
+        ('{"text": "a"}', "jsonl"),
+        ("<PubmedArticleSet><PubmedArticle>", "pubmed-xml"),
+    ],
+)
+def test_a_txt_is_text_unless_it_begins_as_another_format(tmp_path, content, expected):
+    (tmp_path / "a.txt").write_text(content)
+    assert [source.format for source in find_sources([str(tmp_path / "a.txt")])] == [expected]

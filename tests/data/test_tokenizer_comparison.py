@@ -73,6 +73,8 @@ def test_texts_that_cannot_be_measured_are_refused():
 def test_terms_are_read_by_the_line(tmp_path):
     (tmp_path / "terms.txt").write_text("gout\n\n  systemic lupus \n")
     assert read_terms(tmp_path / "terms.txt") == ["gout", "systemic lupus"]
+    (tmp_path / "terms.txt").write_bytes(b"\xef\xbb\xbfgout\n")
+    assert read_terms(tmp_path / "terms.txt") == ["gout"]
     (tmp_path / "terms.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="is not UTF-8"):
         read_terms(tmp_path / "terms.txt")

@@ -310,6 +310,8 @@ def test_pubmedqa_is_read(tmp_path):
         (json.dumps({"12": {"QUESTION": "x"}}), "record 12"),
         (json.dumps({"12": RECORD | {"final_decision": "so"}}), "record 12: KeyError('so')"),
         (json.dumps({"12": RECORD | {"CONTEXTS": 3}}), "record 12"),
+        (json.dumps({"12": RECORD | {"CONTEXTS": "One."}}), "record 12"),
+        (json.dumps({"12": RECORD | {"QUESTION": None}}), "record 12"),
     ],
 )
 def test_what_is_no_pubmedqa_is_refused(tmp_path, content, message):
@@ -350,9 +352,10 @@ def test_a_statement_is_not_its_own_rival():
         [
             Question("Does aspirin prevent stroke?"),
             Question("What causes gout?", "uric acid", ("Uric acid", "salt")),
-            Question("Does aspirin prevent stroke?", "yes", ("no",)),
+            Question("Does aspirin prevent stroke?", "yes", ("no", "Aspirin causes stroke.")),
         ],
     )
+    assert answered.statements[2:] == ("Aspirin causes stroke.",)  # a sentence is
     assert plain.margin == listed.margin == answered.margin == 2.0
     assert listed.statements[2:] == ("Salt causes gout.",)
 

@@ -209,6 +209,8 @@ def test_a_text_never_exceeds_the_positions(model):
         {"top_p": 1.5},
         {"repetition_penalty": 0.0},
         {"repetition_penalty": float("inf")},
+        {"temperature": 1e-46},
+        {"seed": 2**64},
         {"max_new_tokens": 0},
     ],
     ids=str,

@@ -233,6 +233,8 @@ def test_a_scorer_is_not_asked_where_there_is_one_reading():
         ("Gout: a role in flu?", "", "does not open as a question"),
         ("Is it?", "", "subject or predicate is missing"),
         ("Is gout not?", "", "subject or predicate is missing"),
+        ("Does it ever?", "", "predicate is missing"),
+        ("Do they yet?", "", "predicate is missing"),
         ("Can the zorp blick?", "", "where subject and predicate meet"),
         ("What causes gout?", "", "it does not ask yes or no"),
         ("What about gout?", "uric acid", "it names no subject and predicate"),

@@ -10,6 +10,7 @@ import pytest
 from report import runs
 from report.runs import KILLED, RESTART, SKIPPED, SPIKE, STEPS, synthetic_run
 
+from megatron_yuyuan.config_toml import to_toml
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.goodput import TimeSplit
 from megatron_yuyuan.report.learning import texts
@@ -206,3 +207,22 @@ def test_the_marks_are_at_their_steps(tmp_path):
         *(("restart", RESTART), ("stop", STEPS), ("skip", SKIPPED), ("spike", SPIKE)),
         *(("save", step) for step in (100, 200, 300, 400)),
     }
+
+
+def test_a_run_that_says_what_it_learned_is_believed(tmp_path):
+    """A pretraining by --finetune on shards that are named apart, and a finetuning on a file of questions."""
+    run = read_run(synthetic_run(tmp_path / "run"))
+    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    for questions, data, said in (
+        (False, "text_document", "learned to continue medical texts"),
+        (True, "train.jsonl", "learned to answer medical questions"),
+    ):
+        config = run.config.replace(data_path=(), train_data_path=(data,), finetune=True)
+        (run.directory / "config.toml").write_text(to_toml(config))
+        said_so = [e | {"questions": questions} if e["event"] == "start" else e for e in events]
+        text = "".join(json.dumps(event) + "\n" for event in said_so)
+        (run.directory / "metrics.jsonl").write_text(text)
+        words = Seen(page(read_run(run.directory))).words
+        assert said in words
+        assert ("A file of questions and answers." in words) == questions

@@ -101,6 +101,7 @@ def test_a_part_is_the_part_of_training(command, folder, capsys):
         (("--seq-length", -1), "--seq-length and --stride are 0 or more"),
         (("--micro-batch-size", 0), "--micro-batch-size 1 or more"),
         (("--part", "valid", "--split", "1,x"), "split='1,x'"),
+        (("--split", "0,0,1"), "--split divides the documents for --part"),
         (("--part", "test", "--split", "1"), "no token to predict in documents 8 to 8"),
         (("--data-path", "other_text"), "made with another tokenizer"),
         (("--data-path", "other_pairs"), "was made with the template"),

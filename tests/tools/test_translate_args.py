@@ -154,6 +154,11 @@ EXPANSIONS = [
     "A=(torchrun $0); ${A[@]} b",
     ': ${A:=8} "${B=1 2}" ${C:=}; : ${C:=$1} ${A:=9}; (: ${D:=1}); torchrun $A $B $C ${D:-none}',
     "function f() { A=1; }; function g { A=2; }; function h\n{ A=3; }\nB=2; torchrun $B",
+    """X=${9:-"a/b"}; torchrun --save "$X" "${9:-"x y"}" ${9:-'s q'} "${9:-'s q'}" x${9:-'a b'}y""",
+    """torchrun ${9:-~} "${9:-~}" ${9:-~/a} ${9:-a b}c "${9:-a  b}" ${9:-} "${9:-}" ${9:-a;b|(c)}""",
+    """torchrun ${A:='q r'} "$A" ${9:-$1/"$2 z"} ${9:-${8:-"k l"}} ${9:-\\ a} "${9:-\\"a\\"}" """,
+    """A=(x y z); A=q; B=(1 2); B+=3; torchrun "${A[@]}" "${B[@]}" $'runs/a' $"loc" $[2*2] "$[3+1]" """,
+    """A='d/*'; torchrun "$A" 'a*' "{a,b}" a\\*b {} a,b "${9:-*}" [ ] """,
 ]
 """Each starts torchrun once."""
 
@@ -221,6 +226,11 @@ RUN = "\ntorchrun pretrain_gpt.py --num-layers $N"
         ("N=(1 & 2)" + RUN, 1, "`&` in an array"),
         ("if true; then" + RUN.replace("$N", "2") + "\nfi", 2, "a command inside `if`"),
         ("torchrun pretrain_gpt.py X=(1)", 1, "an array among words"),
+        ("torchrun pretrain_gpt.py data/p_{0..3}", 1, "`{0..3}` in data/p_{0..3}"),
+        ("torchrun pretrain_gpt.py data/*.json", 1, "`*` in data/*.json"),
+        ("N='d/p?'\ntorchrun pretrain_gpt.py $N", 2, "`?` in d/p?"),
+        ("N=(a/[12])" + RUN, 1, "`[12]` in a/[12]"),
+        ("N=$'a\\n'" + RUN, 1, "a backslash in $''"),
     ],
     ids=lambda value: None,
 )  # fmt: skip
@@ -379,6 +389,25 @@ def test_preprocessing_has_the_same_flags_here(command, capsys):
     with pytest.raises(ConfigError, match="not supported: --partitions 4"):
         command("translate_args", "--", *"python tools/preprocess_data.py --partitions 4".split())
     assert "--num-tasks and --task-index" in capsys.readouterr().out
+
+
+def test_repeated_texts_are_kept_as_megatron_keeps_them():
+    translation = translate(parts_of("python tools/preprocess_data.py --input a".split()))
+    assert translation.words == ["--input", "a", "--keep-duplicates"]
+
+
+def test_several_stages_a_rank_bring_their_schedule():
+    flag = "--num-virtual-stages-per-pipeline-rank"
+    translation = translate(parts_of(f"torchrun pretrain_gpt.py {flag} 2".split()))
+    assert translation.flags["--pipeline-schedule"] == ("Interleaved1F1B",)
+    assert "--pipeline-schedule" not in translate(parts_of(["pretrain_gpt.py", flag, "1"])).flags
+
+
+def test_the_exact_gelu_is_not_built_and_the_tanh_form_is_here():
+    exact, tanh = "--no-bias-gelu-fusion", "--openai-gelu"
+    assert notes(f"torchrun pretrain_gpt.py {exact}")[exact][0] == UNSUPPORTED
+    assert notes(f"torchrun pretrain_gpt.py {exact} {tanh}")[exact][0] != UNSUPPORTED
+    assert notes(f"torchrun pretrain_gpt.py {tanh}")[tanh][0] != UNSUPPORTED
 
 
 @pytest.mark.parametrize(
