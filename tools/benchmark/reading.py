@@ -46,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> None:
         shutil.rmtree(f"{prefix}.cache", ignore_errors=True)
         for name, runs in results.items():
             command = [sys.executable, __file__, options.folder, "--reader", name.split()[0]]
-            ended = subprocess.run(command, capture_output=True, text=True, check=True)
+            ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             runs.append(json.loads(ended.stdout.splitlines()[-1]))
     print(f"\n{options.documents:,} documents, median of {options.rounds} (all runs)")
     for name, runs in results.items():

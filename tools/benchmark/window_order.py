@@ -98,6 +98,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="passes over them (default: 3)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each order (default: 3)")
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error("--seeds is a number of runs, 2 or more: their spread is printed")
     begun, common = time.monotonic(), (options.prefix, options.documents, options.epochs)
     with ProcessPoolExecutor(2) as pool:
         runs = {
