@@ -31,7 +31,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.config import Config
-from megatron_yuyuan.log import MetricsFile, read_events
+from megatron_yuyuan.log import MetricsFile
 from megatron_yuyuan.train.state import TrainState
 
 DIGESTS = "digests.jsonl"
@@ -56,14 +56,6 @@ def open_digests(config: Config, state: TrainState) -> Iterator[Callable[[], Non
                 file.event("digest", {"iteration": state.iteration, **digests})
 
         yield note
-
-
-def read_digests(path: str | Path) -> dict[int, set[str]]:
-    """Iteration -> the digests of the whole state after it, one unless a restart came to another."""
-    found: dict[int, set[str]] = {}
-    for line in read_events(path):
-        found.setdefault(line["iteration"], set()).add(line["sha256"])
-    return found
 
 
 def state_digests(state: TrainState, seed: int) -> dict[str, str]:

@@ -4,8 +4,6 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.errors import ShortOfMemoryError
 from megatron_yuyuan.parallel.mesh import Mesh, rank, world_size
@@ -15,6 +13,8 @@ from megatron_yuyuan.planner.memory import predict_memory
 GIB = 2**30
 ON_CPU = "DefaultCPUAllocator: "
 """What torch says where the system refuses memory; its error is a plain RuntimeError."""
+ON_GPU = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What CUDA, NCCL and cuBLAS say, of which each has an error of its own."""
 LESS = 0.9
 """A flag is worth trying if what is held shrinks to this share."""
 
@@ -24,12 +24,15 @@ def memory_explained(config: Config, mesh: Mesh) -> Iterator[None]:
     """Raises ShortOfMemoryError in place of torch's own error. The configuration is resolved."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise _explained(str(error), config, mesh) from error
-    except RuntimeError as error:
-        if ON_CPU not in str(error):
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        _, on_cpu, said = str(error).partition(ON_CPU)
+        if not on_cpu:
+            said = next(
+                (line for line in str(error).splitlines() if any(map(line.count, ON_GPU))), ""
+            )
+        if not said:
             raise
-        raise _explained(str(error).partition(ON_CPU)[2], config, mesh) from error
+        raise _explained(said, config, mesh) from error
 
 
 def _explained(said: str, config: Config, mesh: Mesh) -> ShortOfMemoryError:

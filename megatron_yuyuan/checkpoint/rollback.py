@@ -31,9 +31,9 @@ class Rollback:
         Returns whether it did.
 
         What is left out begins with the first sample after that checkpoint and holds
-        rollback_skip_batches batches. The state is saved again at once, and from then on the run cannot
-        but go on from there: the checkpoints after it are of the run that was taken back. Raises
-        DataError where max_rollbacks are used up.
+        rollback_skip_batches batches beside what is left out already. The state is saved again at once,
+        and from then on the run cannot but go on from there: the checkpoints after it are of the run
+        that was taken back. Raises DataError where max_rollbacks are used up.
         """
         state, training = self._state, self._config.training
         if not training.rollback_iters:
@@ -51,7 +51,8 @@ class Rollback:
             return False
         first = number_of(state.consumed_samples, state.left_out)
         size = batch_size(state.consumed_samples, training)
-        last = first + training.rollback_skip_batches * size - 1
+        position = state.consumed_samples + training.rollback_skip_batches * size - 1
+        last = number_of(position, left_out)  # so many more than a rollback before has left out
         state.left_out, state.rollbacks = left_out_too(left_out, first, last), rollbacks + 1
         self._log.event("restart", iteration=state.iteration)
         self._log.event(

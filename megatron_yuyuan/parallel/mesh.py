@@ -134,7 +134,10 @@ def start(parallel: ParallelConfig, alike: Mapping[str, str] | None = None) -> M
     shape = (pipeline, replicas, data // replicas, tensor)
     names = ("pipeline", "replica", "shard", "tensor")
     axes = init_device_mesh(device.type, shape, mesh_dim_names=names)
-    data_axis = axes["replica", "shard"]._flatten("data")  # torch 2.13 has no public one
+    if replicas in (1, data):  # one of the two is the data axis: a group of NCCL's costs memory
+        data_axis = axes["shard" if replicas == 1 else "replica"]
+    else:
+        data_axis = axes["replica", "shard"]._flatten("data")  # torch 2.13 has no public one
     returns = parallel.pipeline_schedule == "ZBVZeroBubble"
     mesh = Mesh(axes, data_axis, device, None if returns else _tied_group(axes.mesh))
     if dist.get_backend() != "fake":

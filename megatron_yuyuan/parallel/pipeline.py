@@ -9,8 +9,11 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import (
+    RESHARD,
+    UNSHARD,
     PipelineScheduleMulti,
     PipelineScheduleSingle,
+    _PipelineScheduleRuntime,
     get_schedule_class,
 )
 from torch.profiler import record_function
@@ -44,6 +47,15 @@ class NamedStage(PipelineStage):
             return super().backward_weight_one_chunk(bwd_chunk_id, *arguments, **options)
 
 
+class _ScaledLoss:
+    """What a stage that ends the model returns -> what its backward begins with."""
+
+    tokens: Tensor | float = 1.0
+
+    def __call__(self, output: tuple[Tensor, Tensor], _target=None) -> Tensor:
+        return output[0].sum() / self.tokens
+
+
 class Pipeline:
     """Forward and backward over this rank's stages and, through them, over the whole model.
 
@@ -60,7 +72,9 @@ class Pipeline:
         """The pipeline rank of the last stage, which knows the loss."""
         share = training.global_batch_size // mesh.size("data")
         self.micro_batches = share // training.micro_batch_size
-        self._tokens: Tensor | float = 1.0
+        self._scaled = (
+            _ScaledLoss()
+        )  # the schedule knows it, and not this: a circle would keep its buffers
         self._schedule = self._scheduled(config) if mesh.size("pipeline") > 1 else None
 
     def _scheduled(self, config: Config) -> Schedule:
@@ -71,12 +85,14 @@ class Pipeline:
             NamedStage(model, number, len(plan), device, *_ends(config, plan, number), group=group)
             for number, model in self.models.items()
         ]
-        return schedule(
+        made = schedule(
             stages if issubclass(schedule, PipelineScheduleMulti) else stages[0],
             n_microbatches=self.micro_batches,
             loss_fn=self._scaled,
             scale_grads=False,
         )
+        _leave_gathering_to_fsdp(made, list(self.models))
+        return made
 
     def forward_backward(self, batch: Batch, step: int, tokens_in_global_batch: Tensor) -> Tensor:
         """Add the gradient of (sum of the losses of this batch) / tokens_in_global_batch to the
@@ -89,13 +105,10 @@ class Pipeline:
         """
         for model in self.models.values():
             model.train()
-        self._tokens = tokens_in_global_batch
+        self._scaled.tokens = tokens_in_global_batch
         schedule = self._schedule
         losses = self._through(schedule, batch, step) if schedule else self._alone(batch, step)
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.mesh.device)
-
-    def _scaled(self, output: tuple[Tensor, Tensor], _target=None) -> Tensor:
-        return output[0].sum() / self._tokens
 
     def _through(self, schedule: Schedule, batch: Batch, step: int) -> list[Tensor]:
         inputs = (batch.tokens,) if self.holds_first else ()
@@ -130,6 +143,18 @@ class Pipeline:
                 result += torch.cat(output)
         dist.broadcast(result, group=self.mesh.group("pipeline"), group_src=self.loss_rank)
         return result
+
+
+def _leave_gathering_to_fsdp(schedule: Schedule, stages: list[int]) -> None:
+    """Have each unit of FSDP2 gather its weights when it computes, and keep them or not as it was told, which
+    is what 1F1B does. torch's plans for several stages a rank gather all units of up to three stages ahead of
+    them: more than is held under optim_grads_params, and again and again where a rank has more stages."""
+    if not isinstance(schedule, _PipelineScheduleRuntime):
+        return
+    for rank, actions in schedule.pipeline_order_with_comms.items():
+        kept = [a for a in actions if a.computation_type not in (UNSHARD, RESHARD)]
+        schedule.pipeline_order_with_comms[rank] = kept
+    schedule.unsharded_stages = set(stages)
 
 
 def _ends(config: Config, plan: StagePlan, stage: int) -> tuple[Tensor, tuple[Tensor, ...]]:

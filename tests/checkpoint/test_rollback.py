@@ -179,6 +179,16 @@ def test_a_spike_that_comes_again_is_left_out_too_and_the_oldest_passed_over(ran
     assert "the run was taken back 1 times (max_rollbacks)" in ended
 
 
+@pytest.mark.slow
+def test_a_second_spike_is_left_out_where_the_run_goes_back_before_the_first(ranks, tmp_path):
+    """So many batches as it says, beside those that were left out before."""
+    config = CONFIG.replace(save_interval=1)
+    _, ended = ranks.run(1, trained, config, tmp_path, (*POISON, *range(104, 112)))
+    assert ended == ""
+    taken = [(e["spike"]["iteration"], e["left_out"]) for e in rollbacks(tmp_path)]
+    assert taken == [(10, [56, 103]), (8, [40, 135])]
+
+
 def damaged(config: Config, directory) -> list[dict]:
     """Train until the spike has been taken back; at that moment the newest checkpoint to go back to is
     damaged."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from commands import train_flags
 from faults.jobs import Ended, run_job
 
-from megatron_yuyuan.digests import DIGESTS, read_digests
+from megatron_yuyuan.digests import DIGESTS
 from megatron_yuyuan.log import read_events
 
 RANKS, SEED = 2, 1234
@@ -31,6 +31,14 @@ MOMENTS = (
 )
 """Where SIGTERM comes: at the start, before a forward, after a backward, after an update, in an evaluation, in
 a save."""
+
+
+def read_digests(path: Path) -> dict[int, set[str]]:
+    """Iteration -> the digests of the whole state after it, one unless a restart came to another."""
+    found: dict[int, set[str]] = {}
+    for line in read_events(path):
+        found.setdefault(line["iteration"], set()).add(line["sha256"])
+    return found
 
 
 class Point(NamedTuple):

@@ -9,6 +9,7 @@ from trajectory import five_steps
 from megatron_yuyuan.checkpoint.dcp import load_tensors, save_checkpoint
 from megatron_yuyuan.cli import parse_config
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
+from megatron_yuyuan.planner.traffic import Traffic
 from megatron_yuyuan.validation import validate
 
 DROPOUT = TINY.replace(hidden_dropout=0.1, attention_dropout=0.1)
@@ -95,18 +96,18 @@ def memory(config) -> dict[str, int]:
     """Bytes of parameters, of gradients and of moments on a rank between steps, and the largest number
     of bytes of gathered parameters in a step of two micro batches."""
     trainer, samples, most = build_trainer(config), RandomText(), [0]
-    [model] = trainer.state.stages
+    stages = trainer.state.stages
 
     def watch(*_):
-        now = sum(p.to_local().nbytes for p in model.parameters() if p.device_mesh.ndim == 1)
-        most[0] = max(most[0], now)
+        held = (p for stage in stages for p in stage.parameters() if p.device_mesh.ndim == 1)
+        most[0] = max(most[0], sum(p.to_local().nbytes for p in held))
 
-    for module in model.modules():
+    for module in (module for stage in stages for module in stage.modules()):
         if isinstance(module, FSDPModule):
             module.register_forward_pre_hook(watch)
             module.register_full_backward_pre_hook(watch)
     trainer.step(samples)
-    parameters = list(model.parameters())
+    parameters = [parameter for stage in stages for parameter in stage.parameters()]
     moments = [trainer.state.moments(p)["exp_avg"] for p in parameters]
     return {
         "parameters": sum(p.to_local().nbytes for p in parameters),
@@ -139,6 +140,50 @@ def test_a_rank_holds_what_its_strategy_says(ranks, layout):
         }
     assert measured["no_shard"]["gathered"] == measured["optim"]["gathered"] == whole
     assert measured["optim_grads_params"]["gathered"] == ends + block
+
+
+def test_several_stages_of_a_rank_are_gathered_block_by_block_too(ranks):
+    """And not stage by stage, as torch's plan for such schedules would have it."""
+    config = Layout(2, 2).of(TINY).replace(pipeline_schedule="Interleaved1F1B")
+    whole, briefly = (
+        ranks.run(4, memory, config.replace(data_parallel_sharding_strategy=strategy))
+        for strategy in ("optim", "optim_grads_params")
+    )
+    block = 4 * (TINY.replace(num_layers=1).model.num_parameters - 32 * (128 + 16 + 2))
+    layers = TINY.model.num_layers // 2
+    assert briefly["parameters"] == whole["parameters"]
+    assert briefly["gathered"] == whole["gathered"] - (layers - 1) * block
+
+
+GATHERED = [("Interleaved1F1B", 4, 1), ("InterleavedZeroBubble", 4, 1), ("ZBVZeroBubble", 2, 2)]
+"""Schedule, stages of a rank, and those of rank 0 that have the embedding."""
+
+
+def all_gathers(config) -> int:
+    """How often weights are gathered in the second step."""
+    trainer, samples = build_trainer(config), RandomText()
+    trainer.step(samples)
+    with Traffic() as traffic:
+        trainer.step(samples)
+    return traffic.over(trainer.mesh)["shard", "all-gather"][0]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "virtual", "ends"), GATHERED, ids=[schedule for schedule, _, _ in GATHERED]
+)
+def test_weights_that_stay_gathered_are_gathered_once_per_step(ranks, schedule, virtual, ends):
+    """Those of each block, and of an end of the model."""
+    config = (
+        Layout(2, 2)
+        .of(TINY)
+        .replace(
+            pipeline_schedule=schedule,
+            num_virtual_stages_per_pipeline_rank=virtual,
+            micro_batch_size=1,
+            global_batch_size=16,
+        )
+    )
+    assert ranks.run(4, all_gathers, config) == TINY.model.num_layers // 2 + ends
 
 
 def test_a_rank_holds_its_share_of_its_instance(ranks):
