@@ -32,7 +32,8 @@ def refusal_reported(watched: Watched) -> Iterator[None]:
     except YuyuanError as error:
         save = watched.save
         if save and lease.is_free(save):
-            claim_exit(save, report_of(error, save, _reached(save), asdict(watched.rank)))
+            report = report_of(error, save, _reached(save), asdict(watched.rank))
+            claim_exit(save, report | {"refused": True})
         raise
 
 

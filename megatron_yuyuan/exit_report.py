@@ -7,7 +7,8 @@ class: done, signal, interval, duration, rank_lost, usage, memory, data, space, 
 or internal.
 status: 0 done, 1 a bug of ours, 2 a person must change something, 75 start the same command again. Of a rank
 that was lost, `rank`, `host`, `pid` and `signal` say which and how, and `why` the rest. A run removes the
-file when its ranks meet; one that is refused before writes its own, unless another job has the directory.
+file when its ranks meet; one that is refused before writes its own, with `refused` true and the `step` that
+the run before had reached, unless another job has the directory.
 One whose every process was killed leaves none.
 """
 

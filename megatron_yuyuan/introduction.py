@@ -16,7 +16,7 @@ from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.stages import StagePlan, plan_stages, runs_as
 from megatron_yuyuan.samples import introduce_shards
 from megatron_yuyuan.train.profile import profiled_iterations
-from megatron_yuyuan.train.schedule import train_iterations
+from megatron_yuyuan.train.schedule import highest_learning_rate, train_iterations
 from megatron_yuyuan.train.state import TrainState, named_parameters
 from megatron_yuyuan.train.throughput import peak_tflops, samples_left, training_flops
 
@@ -72,6 +72,12 @@ def introduce_data(
         f"{total / len(training_set):.2f} epochs, {total * length:,} tokens; validation on "
         f"{f'{len(validation_set):,} samples' if validation_set else 'nothing'}"
     )
+    highest = highest_learning_rate(training, config.optimizer)
+    if highest < config.optimizer.lr / 2:
+        log.line(
+            f"warning: the learning rate of these {steps} steps is {highest:g} at most, and lr is "
+            f"{config.optimizer.lr:g}: they end before its warm-up, or at its end"
+        )
     introduce_shards(training_set, validation_set, total, log)
     place, interval = config.checkpoint.save, config.checkpoint.save_interval
     often = f"every {interval} steps and at the end" if interval else "at the end"

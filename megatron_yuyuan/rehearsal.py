@@ -146,4 +146,6 @@ def require_memory(config: Config, ranks: int, reports: list[RankReport], log: L
             "it would run out of memory in its first step",
             ", or ".join(others) or "more ranks, or a smaller model",
         )
-    log.line(f"fits: {taken:.1f} GiB and {RESERVED_GIB:g} assumed beside tensors, of {limit:g}")
+    log.line(
+        f"fits: {taken:.1f} GiB{source} and {RESERVED_GIB:g} assumed beside tensors, of {limit:g}"
+    )

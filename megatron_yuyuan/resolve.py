@@ -16,6 +16,7 @@ from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer, read_token
 from megatron_yuyuan.errors import ConfigError, DamagedError, DataError
 from megatron_yuyuan.origin import Origin, continued
 from megatron_yuyuan.train.schedule import whole_batches
+from megatron_yuyuan.validation.schedule import counts_samples
 
 Samples = Callable[[Config, Tokenizer], tuple[Dataset, Dataset | None]]
 """Training and validation set of a configuration: see `samples.py`."""
@@ -231,9 +232,33 @@ def compare_with_checkpoint(
         raise ConfigError(
             f"{origin.path} was trained with other settings: {'; '.join(changes)}",
             "going on with these would change the training, or read other samples, silently",
-            "the settings as they were; --override to go on with these; --finetune to begin a new run",
+            f"the settings as they were; {_decay(saved, config)}--override to go on with these; "
+            + _anew(origin, config),
         )
     return changes
+
+
+def _decay(saved: Config, config: Config) -> str:
+    """How a run is made longer whose learning rate decays over its length; empty for any other change."""
+    counted = "samples" if counts_samples(config.training) else "iters"
+    flag, length = f"lr_decay_{counted}", f"train_{counted}"
+    before = getattr(saved.optimizer, flag) or getattr(saved.training, length)
+    longer = getattr(config.training, length) > before
+    if (
+        getattr(config.optimizer, flag)
+        or not longer
+        or config.optimizer.lr_decay_style == "constant"
+    ):
+        return ""
+    return f"--{flag.replace('_', '-')} {before} to train longer and let the learning rate end as before; "
+
+
+def _anew(origin: Origin, config: Config) -> str:
+    """How a new run is begun in place of one that is continued."""
+    save = config.checkpoint.save
+    if save and origin.path.parent.absolute() == Path(save).absolute():
+        return f"another --save to begin a new run: {save} holds this one"
+    return "--finetune to begin a new run with its weights"
 
 
 def _what_matters(config: Config, more: frozenset[str]) -> dict[str, str]:

@@ -42,7 +42,14 @@ def text_datasets(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Datase
         return GPTDataset(shard, data.seq_length, seed, documents)
 
     def opened(prefix: str) -> IndexedDataset:
-        return open_shard(prefix, config, tokenizer)
+        shard = open_shard(prefix, config, tokenizer)
+        if shard.meta.get("kind", "text") != "text":
+            raise ConfigError(
+                f"{shard.prefix} holds questions and answers",
+                "pretraining reads texts, and would learn every prompt too",
+                f"finetune_qa.py --train-data-path {shard.prefix}",
+            )
+        return shard
 
     if not data.data_path:
         return samples_of_parts(config, windows, opened, seed, None)

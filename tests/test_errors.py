@@ -60,7 +60,7 @@ WRONG_RUNS = [
     (("--data-path", "nowhere"), "cannot read nowhere.idx"),
     (("--load", "nowhere"), "no checkpoint in nowhere"),
     (("--num-attention-heads", 5), "hidden_size=32 is not a multiple of num_attention_heads=5"),
-    (("--tensor-model-parallel-size", 2), "1 ranks cannot be divided into tensor 2"),
+    (("--tensor-model-parallel-size", 2), "1 rank cannot be divided into tensor 2"),
     (("--data-path", "a", "b"), "cannot read a.idx"),
     (("--data-path", "0.5", "a", "b"), "weights and prefixes do not alternate"),
     (("--tokenizer-model", "nowhere"), "nowhere"),

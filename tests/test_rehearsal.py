@@ -33,7 +33,9 @@ def test_a_job_of_eight_ranks_without_any_file(capsys):
         ["pipeline", "1"],
     ]
     assert any(line.split()[:2] == ["tensor", "all-reduce"] for line in said)
-    assert said[-1] == "fits: 0.0 GiB and 4 assumed beside tensors, of 10"
+    assert said[-1] == (
+        "fits: 0.0 GiB (with the loss in a GPU's chunks, by the planner) and 4 assumed beside tensors, of 10"
+    )
     assert not dist.is_initialized()
 
 

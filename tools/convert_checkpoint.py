@@ -67,7 +67,7 @@ def _import(options: argparse.Namespace) -> None:
     if options.origin == "hf":
         from megatron_yuyuan.checkpoint.hf import import_directory
 
-        run = import_directory(options.load, options.save)
+        run = import_directory(options.load.removeprefix("hf:"), options.save)
     else:
         from megatron_yuyuan.checkpoint.megatron_convert import import_megatron
 

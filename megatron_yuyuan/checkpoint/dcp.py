@@ -90,15 +90,25 @@ def require_checkpoint(directory: str | Path, iteration: int | None = None) -> P
     path = find_checkpoint(directory, iteration)
     if path is None:
         which = f"of iteration {iteration} " if iteration is not None else ""
-        found = [p.name for p in whole_checkpoints(directory)]
         raise DataError(
             f"no checkpoint {which}in {directory}",
-            "it was named as the place to start from",
-            f"one of {', '.join(found)}"
-            if found
-            else "a run directory that holds iter_*/manifest.json",
+            "it was named as the place to start from"
+            if Path(directory).exists()
+            else "there is no such directory",
+            _what_to_name(Path(directory)),
         )
     return path
+
+
+def _what_to_name(directory: Path) -> str:
+    """What a person may have meant by a directory without the checkpoint."""
+    if found := [str(iteration_of(path)) for path in whole_checkpoints(directory)]:
+        return f"--ckpt-step with one of {', '.join(found)}"
+    if (directory / MANIFEST).exists():
+        return f"the run that it belongs to: {directory.parent} and --ckpt-step {iteration_of(directory)}"
+    if (directory / "config.json").exists():
+        return f"hf:{directory}, if it is a model of Hugging Face's"
+    return "a run directory that holds iter_*/manifest.json"
 
 
 def read_state(path: Path) -> dict:

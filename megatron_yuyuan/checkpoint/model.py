@@ -116,7 +116,9 @@ def load_model(
     """
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "device=cuda, but torch finds no CUDA", "the model would have nowhere to live", "cpu"
+            "device=cuda, but torch finds no CUDA",
+            "the model would have nowhere to live",
+            "--device cpu",
         )
     directory = _directory(directory)
     if _is_huggingface(directory, iteration):

@@ -84,6 +84,13 @@ def open_tokenizer(data: DataConfig) -> Tokenizer:
         if data.tokenizer_type == "SentencePieceTokenizer" and not path.is_dir():
             return _read_model(path)
         return read_tokenizer(path)
+    if data.tokenizer_model:
+        raise ConfigError(
+            f"tokenizer_model={data.tokenizer_model}, and tokenizer_type is GPT2BPETokenizer",
+            "that one is read from vocab_file and merge_file",
+            "--tokenizer-type HuggingFaceTokenizer (or SentencePieceTokenizer), or leave "
+            "--tokenizer-model out",
+        )
     named = {"vocab_file": data.vocab_file, "merge_file": data.merge_file}
     if missing := [name for name, path in named.items() if not path]:
         raise ConfigError(

@@ -26,12 +26,19 @@ SCRIPTS = ("pretrain_gpt.py", "finetune_qa.py")
 def main(args: Sequence[str] | None = None) -> None:
     """Examine, print the page on rank 0. Raises ConfigError on every rank if there is an error."""
     words = list(sys.argv[1:] if args is None else args)
-    script = words.pop(0) if words and words[0].rpartition("/")[2] in SCRIPTS else SCRIPTS[0]
+    named = words.pop(0) if words and not words[0].startswith("-") else SCRIPTS[0]
+    script = named.rpartition("/")[2]
+    if script not in SCRIPTS:
+        raise ConfigError(
+            f"the doctor does not know {named}",
+            f"it examines the commands {' and '.join(SCRIPTS)}",
+            f"python -m megatron_yuyuan.doctor {SCRIPTS[0]} FLAGS",
+        )
     config = parse_config(__doc__, [word for word in words if word != "--json"])
     from megatron_yuyuan.doctor.examination import examine  # imports torch
     from megatron_yuyuan.parallel import mesh as mesh_module
 
-    page = examine(config, script.endswith(SCRIPTS[1]))
+    page = examine(config, script == SCRIPTS[1])
     if mesh_module.rank() == 0:
         show(page.findings, "--json" in words)
     require_good(page.findings, page.broken_off)

@@ -18,7 +18,8 @@ def examine_last_run(directory: Path) -> list[Finding]:
         return [Finding("last run", WARNING, said, why, remedy)]
     if not ending:
         return []
-    said = f"{ending.get('class')} at step {ending.get('step')}: {ending.get('cause')}"
+    how = f"{'a start was refused, ' if ending.get('refused') else ''}{ending.get('class')}"
+    said = f"{how} at step {ending.get('step')}: {ending.get('cause')}"
     if ending.get("status") in (1, 2):
         why, remedy = "the next run would end in the same way", "mend what it names first"
         return [Finding("last run", WARNING, said, why, remedy)]

@@ -55,7 +55,7 @@ def refusal(question: str, why: str, remedy: str = "") -> DataError:
     return DataError(
         f"cannot turn {question.strip()!r} into a statement",
         why,
-        remedy or "one plain question, such as `Does aspirin prevent stroke?`, or a statement",
+        remedy or "one plain question, such as `Does aspirin prevent stroke?`",
     )
 
 

@@ -53,7 +53,7 @@ def check_one_question(text: str) -> None:
     """Raises DataError for a text that asks nothing, more than one thing, or which of two."""
     asked, mark, behind = text.partition("?")
     if not mark or len(asked) < 4:
-        raise refusal(text, "there is no question in it")
+        raise refusal(text, "there is no question in it: none ends with ?")
     if "?" in behind:
         raise refusal(text, "it asks more than one question", "one question at a time")
     question = _from_auxiliary(asked)

@@ -25,7 +25,7 @@ from megatron_yuyuan.evaluate.english import (
     is_preposition,
 )
 from megatron_yuyuan.evaluate.refused import check_one_question, without_or_not
-from megatron_yuyuan.evaluate.wh_questions import wh_clauses
+from megatron_yuyuan.evaluate.wh_questions import is_sentence, wh_clauses
 
 Scorer = Callable[[Sequence[str]], Sequence[float]]
 """Texts -> mean log-likelihood of each; the higher the likelier."""
@@ -79,6 +79,9 @@ def readings(question: str, answer: str = "") -> list[Statements]:
     if opener:
         topic, clauses = _yes_no(opener, words, topic)
     elif words and bare(words[0]).split("'")[0].split("’")[0] in lexicon.WH_WORDS:
+        if is_sentence(answer):
+            why = f"{answer.strip()!r} is a sentence, and only a phrase has a place in the question"
+            raise refusal(question, why, "the phrase alone that answers it")
         clauses = wh_clauses(words, answer.strip().rstrip("."))
     elif topic and _is_noun_phrase(words):
         subject, words[0] = topic.split(), words[0].lower()

@@ -32,6 +32,13 @@ MONTHS = frozenset(
 )
 
 
+def is_sentence(answer: str) -> bool:
+    """Whether a candidate answer says it all: `The cat eats fish.`, and not `fish`, `eats fish.` or `those
+    that it catches.`"""
+    words = answer.strip().split()
+    return answer.strip().endswith(".") and any(finite_verbs(words, alone=False))
+
+
 def wh_clauses(words: list[str], answer: str) -> list[Clause]:
     """The readings of a wh-question (its words) with its candidate answer, the likeliest first.
 
@@ -40,7 +47,9 @@ def wh_clauses(words: list[str], answer: str) -> list[Clause]:
     question = " ".join(words) + "?"
     if not answer:
         raise refusal(
-            question, "it does not ask yes or no", "a candidate answer beside the question"
+            question,
+            "it does not ask yes or no",
+            "a candidate answer beside the question: --answer TEXT, or `answer` in a file",
         )
     contracted = re.fullmatch(r"(\w+)['’]s", words[0])
     words = [contracted[1], "is", *words[1:]] if contracted else words

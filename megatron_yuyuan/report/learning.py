@@ -38,7 +38,7 @@ def summary(run: Run) -> Html:
 def _in_a_sentence(run: Run) -> str:
     model, data, last = run.config.model, run.config.data, _steps(run)[-1]
     tokens = last["consumed_samples"] * data.seq_length
-    what = "answer medical questions" if _asks(run) else "continue medical texts"
+    what = "answer questions" if _asks(run) else "continue texts"
     return (
         f"A language model of {_size(model.num_parameters)} parameters learned to {what}: it has read "
         f"{_size(tokens)} tokens (pieces of words) in {last['iteration']:,} steps. {_ending(run)}"
@@ -56,6 +56,8 @@ def _asks(run: Run) -> bool:
 def _ending(run: Run) -> str:
     if run.ending is None:
         return "No end is recorded: it is under way, or was killed."
+    if run.ending.get("refused"):
+        return f"A start after that was refused before its first step: {run.ending['cause']}."
     known = ENDINGS.get(str(run.ending["class"]), "It ended with an error: {cause}.")
     return known.replace("{cause}", str(run.ending["cause"]))
 
@@ -90,8 +92,10 @@ def _figures(run: Run) -> list[tuple[str, str, str]]:
     figures = [("Progress", f"{last:,}", f"of {planned:,} steps" if planned else "steps")]
     if evaluations:
         first, latest = evaluations[0], evaluations[-1]
-        under = f"{first['validation_loss']:.2f} at step {first['iteration']:,}"
-        figures.append(("Validation loss", f"{latest['validation_loss']:.3f}", f"from {under}"))
+        under = f"at step {first['iteration']:,}"
+        if len(evaluations) > 1:
+            under = f"from {first['validation_loss']:.2f} {under}"
+        figures.append(("Validation loss", f"{latest['validation_loss']:.3f}", under))
         under = "tokens it hesitates between, on text it never learned"
         figures.append(("Perplexity", f"{latest['validation_perplexity']:,.1f}", under))
     figures.append(("Speed", f"{speed:,.0f}", f"tokens a second, {on}"))

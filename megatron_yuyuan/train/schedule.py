@@ -37,6 +37,18 @@ def learning_rate(position: int, length: int, optimizer: OptimizerConfig) -> flo
     return optimizer.min_lr + (optimizer.lr - optimizer.min_lr) * left
 
 
+def highest_learning_rate(training: TrainingConfig, optimizer: OptimizerConfig) -> float:
+    """The highest rate of a step of a run, whose length is resolved: at the end of its warm-up or next to
+    it, or, if it ends before, its last."""
+    length, step = training.train_iters, 1
+    if training.train_samples:
+        length, step = training.train_samples, training.global_batch_size
+    decay = optimizer.lr_decay_iters or optimizer.lr_decay_samples or length
+    steps = warmup_length(decay, optimizer) / step
+    peaks = {max(1, math.floor(steps)) * step, max(1, math.ceil(steps)) * step, length}
+    return max(learning_rate(p, length, optimizer) for p in peaks if p <= length)
+
+
 def warmup_length(decay: int, optimizer: OptimizerConfig) -> float:
     """Iterations or samples of warm-up; a fraction is one of the decay, and not rounded."""
     given = optimizer.lr_warmup_iters or optimizer.lr_warmup_samples

@@ -94,6 +94,9 @@ def _without_effect(config: Config) -> Problems:
     if values["strict"] and not (values["save"] or values["load"]):
         what, why = "strict without save or load", "there is no run to be continued"
         yield ConfigError(what, why, "--save DIR, or leave it out")
+    if values["ckpt_step"] and not (values["save"] or values["load"]):
+        what, why = "ckpt_step without save or load", "it chooses among the checkpoints of a run"
+        yield ConfigError(what, why, "--load DIR, or leave it out")
 
 
 def _model(config: Config) -> Problems:

@@ -35,15 +35,21 @@ def layout_problems(config: Config, world_size: int) -> Problems:
     if world_size % (tensor * pipeline):
         multiples = range(tensor * pipeline, 2 * world_size + tensor * pipeline, tensor * pipeline)
         yield ConfigError(
-            f"{world_size} ranks cannot be divided into tensor {tensor} x pipeline {pipeline}",
+            f"{world_size} {'rank' if world_size == 1 else 'ranks'} cannot be divided into "
+            f"tensor {tensor} x pipeline {pipeline}",
             "the number of ranks is tensor x pipeline x data",
-            f"{one_of(multiples, world_size, 2)} ranks, or another layout",
+            f"{one_of(multiples, world_size, 2)} ranks ({_started_by(config)}), or another layout",
         )
         data = 0
     else:
         data = world_size // (tensor * pipeline)
     yield from _replicas(config, data)
     yield from _batches(config, data)
+
+
+def _started_by(config: Config) -> str:
+    """What says how many ranks there are."""
+    return "--dry-run-ranks" if config.parallel.dry_run else "torchrun --nproc-per-node"
 
 
 def _stages(config: Config) -> Problems:

@@ -63,7 +63,7 @@ def test_every_section_is_there_and_linked(made):
 @pytest.mark.parametrize(
     "words",
     [
-        "A language model of 932,608 parameters learned to continue medical texts",
+        "A language model of 932,608 parameters learned to continue texts",
         "it has read 819,200 tokens (pieces of words) in 400 steps",
         "It ended with an error: no room: the disease.",
         "Not medical advice",
@@ -215,8 +215,8 @@ def test_a_run_that_says_what_it_learned_is_believed(tmp_path):
     lines = (run.directory / "metrics.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines if line.endswith("}")]
     for questions, data, said in (
-        (False, "text_document", "learned to continue medical texts"),
-        (True, "train.jsonl", "learned to answer medical questions"),
+        (False, "text_document", "learned to continue texts"),
+        (True, "train.jsonl", "learned to answer questions"),
     ):
         config = run.config.replace(data_path=(), train_data_path=(data,), finetune=True)
         (run.directory / "config.toml").write_text(to_toml(config))
