@@ -228,7 +228,8 @@ def _tell_torchrun(what: str) -> None:
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         with suppress(OSError):  # said on stderr already
-            Path(path).write_text(json.dumps({"message": what, "timestamp": int(time.time())}))
+            cause = {"message": what, "extraInfo": {"timestamp": str(int(time.time()))}}
+            Path(path).write_text(json.dumps({"message": cause}))
 
 
 def _claims_the_message(message: str) -> bool:

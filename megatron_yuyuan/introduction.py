@@ -108,7 +108,8 @@ def introduce_state(config: Config, state: TrainState, log: Log) -> None:
         log.line(line)
     flops = samples_left(config.training, state)
     flops *= training_flops(config.model, config.data.seq_length)
-    log.line(f"time: {flops:.3g} FLOP to compute, {predicted(flops, config, state.mesh)}")
+    if flops:
+        log.line(f"time: {flops:.3g} FLOP to compute, {predicted(flops, config, state.mesh)}")
     if config.logging.profile:
         traced = profiled_iterations(config, state.iteration)
         place = f"{config.checkpoint.save}/profile"

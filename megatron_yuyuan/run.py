@@ -133,6 +133,7 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
                 beat = watched.heartbeat.beat
                 digest()
                 stragglers.name_them(state.iteration)
+                stopping.note_interrupts()
                 stop = train(
                     trainer,
                     training_set,

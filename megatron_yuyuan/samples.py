@@ -51,6 +51,8 @@ def text_datasets(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Datase
             )
         return shard
 
+    if not (data.data_path or data.train_data_path):
+        raise no_shard("data_path")
     if not data.data_path:
         return samples_of_parts(config, windows, opened, seed, None)
     if data.train_data_path or data.valid_data_path:
@@ -103,19 +105,27 @@ def samples_of_parts(
 
 def open_shards(config: Config, field: str, opened) -> tuple[list, list[float] | None]:
     """What opened(path) gives of the shards that a flag names, and their weights. Raises ConfigError."""
-    words, flag = getattr(config.data, field), "--" + field.replace("_", "-")
+    words = getattr(config.data, field)
     if not words:
-        raise ConfigError(
-            f"{field}: no shard",
-            "a run reads token shards",
-            f"{flag} PREFIX as tools/preprocess_data.py printed it, or, for texts, --data-path PREFIX",
-        )
-    prefixes, weights = parse_blend(words, flag)
+        raise no_shard(field)
+    prefixes, weights = parse_blend(words, flag_of(field))
     return [opened(prefix) for prefix in prefixes], weights
 
 
+def no_shard(field: str) -> ConfigError:
+    """The error for a run that is not told what it learns from."""
+    remedy = f"{flag_of(field)} PREFIX as tools/preprocess_data.py printed it"
+    return ConfigError(f"{field}: no shard", "a run reads token shards", remedy)
+
+
+def flag_of(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
 def open_shard(prefix: str, config: Config, tokenizer: Tokenizer) -> IndexedDataset:
-    """A shard, checked against the tokenizer. Raises ConfigError and DataError."""
+    """A shard, checked against the tokenizer; either of its files may be named. Raises ConfigError and
+    DataError."""
+    prefix = prefix.removesuffix(".bin").removesuffix(".idx")
     shard, place = IndexedDataset(prefix), (mesh_module.rank(), mesh_module.world_size())
     shard.check_vocabulary(tokenizer.fingerprint, tokenizer.vocab_size, *place)
     if borders(config, tokenizer) and not shard.meta.get("append_eod", True):
@@ -144,9 +154,13 @@ def introduce_shards(
         epochs = samples * share / len(dataset)
         log.line(f"blend: {share:.2%} from {dataset.shard.prefix}, {epochs:.2f} epochs of it")
     held = shares(validation_set) if validation_set else []
-    for dataset, _ in [*parts, *held]:
-        if isinstance(dataset, QADataset):
-            log.line(f"questions: {dataset.shard.prefix}: {dataset.describe()}")
+    for what, read in (("questions", parts), ("questions for validation", held)):
+        for dataset, _ in read:
+            if isinstance(dataset, QADataset):
+                log.line(f"{what}: {dataset.shard.prefix}: {dataset.describe()}")
+    learned = {dataset.shard.prefix for dataset, _ in parts if isinstance(dataset, QADataset)}
+    for prefix in sorted(learned & {dataset.shard.prefix for dataset, _ in held}):
+        log.line(f"warning: {prefix} is learned, and its loss is no validation")
     shards = {part.shard.prefix: part.shard for part, _ in [*parts, *held]}
     for prefix in (prefix for prefix, shard in shards.items() if not shard.meta):
         log.line(

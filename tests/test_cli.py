@@ -112,7 +112,8 @@ def test_torchruns_report_names_the_cause_too(repository, tmp_path):
         capture_output=True,
         check=False,
     )
-    assert json.loads(error_file.read_text())["message"] == "--exit-signal is not yet supported"
+    said = json.loads(error_file.read_text())["message"]["message"]
+    assert said == "--exit-signal is not yet supported"
 
 
 SHARD = str(Path(__file__).parent / "golden" / "text_text_document")

@@ -1,4 +1,4 @@
-"""Continue texts, or answer questions, with a trained model.
+r"""Continue texts, or answer questions, with a trained model.
 
 python tools/generate_text.py --load RUN --prompt "Diabetics should not eat" --max-new-tokens 30
 python tools/generate_text.py --load RUN --question "What is gout?" "What causes lupus?"

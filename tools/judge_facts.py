@@ -1,4 +1,4 @@
-"""Judge facts: is the affirmative or the negative statement of a question likelier to a model?
+r"""Judge facts: is the affirmative or the negative statement of a question likelier to a model?
 
 python tools/judge_facts.py --load RUN --question "Does aspirin prevent stroke?"
 python tools/judge_facts.py --load RUN --question "What causes gout?" --answer "uric acid" \
@@ -129,8 +129,8 @@ def _print(setting: str, judgements: list, cutoffs, report, seconds: float) -> N
     cut = sum(any(s.context_cut for s in one.surprises) for one in judgements)
     wrong, of = HAND_JUDGED
     print(
-        f"\n{rewritten} of {len(judgements)} questions rewritten; of {of} rewritten ones judged by hand "
-        f"{wrong} were wrong ({wrong / of:.1%})"
+        f"\n{rewritten} of {len(judgements)} questions rewritten; the rewriter's own test: of {of} judged "
+        f"by hand {wrong} were wrong ({wrong / of:.1%})"
         + (f"; {cut} contexts cut to the model's positions" if cut else "")
         + f"; {seconds:.1f} s"
     )

@@ -54,6 +54,8 @@ def main(args: Sequence[str] | None = None) -> None:
             "more GPUs, GPUs with more memory, a shorter --seq-length",
         )
     print(f"{found.tried:,} layouts work; shown are the fastest that fit in {room}")
+    if not given.model.vocab_size:
+        print(f"vocabulary: {GPT2_VOCABULARY:,} tokens, as GPT-2's; --vocab-size N for another")
     _print(found, given, options)
     with AtomicFiles() as files:
         if options.json:
@@ -61,6 +63,8 @@ def main(args: Sequence[str] | None = None) -> None:
             files.open(options.json).write(json.dumps(report, indent=2).encode() + b"\n")
         if options.chart:
             _draw(found.divisions, given, options, files)
+    for path in filter(None, (options.json, options.chart)):
+        print(f"written {path}")
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:

@@ -35,6 +35,7 @@ from megatron_yuyuan.data.pubmed import CitationFilter
 from megatron_yuyuan.data.questions import DEFAULT_SHARES, remove_empty_parts, write_questions
 from megatron_yuyuan.data.scan import Recipe
 from megatron_yuyuan.data.sources import (
+    CITED,
     UNKNOWN,
     Source,
     add_input_arguments,
@@ -71,6 +72,7 @@ def _prepare_texts(options, sources: list[Source], tokenizer: Tokenizer) -> None
             "only a line of JSON has keys",
             "leave it out, or --input-format jsonl",
         )
+    _refuse_flags_of_citations(options, sources)
     started, is_task = time.monotonic(), options.num_tasks > 1
     # each worker is a process: the threads of the reference encoder would only stand in its way
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -163,6 +165,18 @@ def _prepare_questions(options, sources: list[Source], tokenizer: Tokenizer) -> 
         _print_shard(shard)
     for note in notes:
         print(f"note: {note}")
+
+
+def _refuse_flags_of_citations(options, sources: list[Source]) -> None:
+    """Raises ConfigError for flags that mean nothing for texts that say nothing of themselves."""
+    given = [name for name in FILTERS if getattr(options, name)]
+    given += ["languages"] * (options.languages != ["eng"])
+    if given and not any(source.format in CITED for source in sources):
+        raise ConfigError(
+            f"{', '.join('--' + name.replace('_', '-') for name in given)}: not for these texts",
+            f"{sources[0].path} does not say what they choose by, as PubMed's and PMC's files do",
+            "leave it out",
+        )
 
 
 def _refuse_flags_of_texts(options, source: Source) -> None:

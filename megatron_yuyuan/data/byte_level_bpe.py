@@ -265,6 +265,6 @@ def _parse_json(path: str | Path):
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is not JSON: {error}",
-            "it was named as part of the tokenizer",
+            "it is a part of the tokenizer",
             "GPT-2's vocab.json or a tokenizer.json",
         ) from None

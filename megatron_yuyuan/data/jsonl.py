@@ -155,13 +155,13 @@ def _lines(block: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
 def _text_of_line(line: bytes, key: str, path: str | Path, position: int, notice: Notice) -> str:
     record = parse_line(line, path, position)
     if key not in record or not isinstance(record[key], str):
-        string_of(
-            record,
-            (key,),
-            path,
-            line_number(path, position),
-            "--json-keys KEY, one that every line has",
+        asks = "question" in record and "answer" not in record
+        remedy = (
+            "an 'answer' beside the question"
+            if asks
+            else "--json-keys KEY, one that every line has"
         )
+        string_of(record, (key,), path, line_number(path, position), remedy)
     text = record[key]
     if SURROGATE.search(text):
         notice("bytes that are not UTF-8 or halves of surrogate pairs replaced", position)

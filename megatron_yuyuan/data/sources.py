@@ -21,6 +21,8 @@ from megatron_yuyuan.data.records import DELETION_NOTICE
 from megatron_yuyuan.errors import ConfigError, DataError, UnsafeError
 
 TEXT_FORMATS = ("pubmed-xml", "jats-xml", "jsonl", "text")
+CITED = TEXT_FORMATS[:2]
+"""Whose documents name their language, and say whether they are retracted and have an abstract."""
 QA_FORMATS = ("medquad-xml", "qa-jsonl")
 FORMATS = ("auto", *TEXT_FORMATS, *QA_FORMATS)
 UNKNOWN = "unknown"

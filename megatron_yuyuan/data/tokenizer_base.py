@@ -86,6 +86,6 @@ def cannot_read(path: str | Path, error: OSError) -> DataError:
     """The error for a tokenizer's file that the system will not open or read."""
     return DataError(
         f"cannot read {path}: {error.strerror}",
-        "it was named as part of the tokenizer",
+        "it is a part of the tokenizer",
         "a path that exists and may be read",
     )

@@ -8,8 +8,8 @@
 | reduce_scatter_sequence | reduce-scatter       | all-gather of rows   | g bar, arXiv:2205.05198  |
 | all_gather_last         | all-gather on V      | (no gradient)        |                          |
 
-A divided sequence is a run of the B T rows of (B, T, C): `part_of_rank`. No operator but sum_over_ranks
-writes into what it is given. The functions that start a collective are for those who compute while it
+A divided sequence is a run of the B T rows of (B, T, C): `part_of_rank`. No operator writes into a
+tensor that autograd holds. The functions that start a collective are for those who compute while it
 runs; they know no gradient.
 """
 
@@ -87,8 +87,7 @@ class _CopyToRanks(torch.autograd.Function):
 class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, group):
-        ctx.mark_dirty(x)
-        return start_all_reduce(x, group).wait()
+        return all_reduced(x, group)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -123,8 +122,7 @@ def copy_to_ranks(x: Tensor, group: ProcessGroup) -> Tensor:
 
 
 def sum_over_ranks(x: Tensor, group: ProcessGroup) -> Tensor:
-    """The sum of x over the group, written over x, which must be contiguous and which nobody else may
-    need: a product's own result; its gradient passed on as it is."""
+    """The sum of x over the group; its gradient passed on as it is."""
     return _SumOverRanks.apply(x, group) if dist.get_world_size(group) > 1 else x
 
 

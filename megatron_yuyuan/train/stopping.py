@@ -35,8 +35,9 @@ class Stopping:
     def __init__(self, training: TrainingConfig, signals: Signals | None = None):
         self._interval, self._minutes = training.exit_interval, training.exit_duration_in_mins
         self._begun = time.monotonic()
-        self.asked = (signals or Signals()).asked
-        """The name of the signal that came; empty without one."""
+        noted = signals or Signals()
+        self.asked, self.note_interrupts = noted.asked, noted.note_interrupts
+        """The name of the signal that came, empty without one; and have Ctrl-C be one from now on."""
 
     def agreed(self, iteration: int | None, device: torch.device) -> Stop | None:
         """The reason to stop after `iteration`, the same on every rank; all of them must ask. None: in the

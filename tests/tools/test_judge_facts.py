@@ -47,7 +47,7 @@ def test_one_question_is_judged_and_drawn(command, run, tmp_path, capsys):
     ):
         assert text in shown
     assert shown.split()[0] in ("yes", "no") and str(page) in shown
-    assert "of 200 rewritten ones judged by hand 5 were wrong (2.5%)" in shown
+    assert "the rewriter's own test: of 200 judged by hand 5 were wrong (2.5%)" in shown
     assert page.read_text().count("<p><span") == 3
 
 

@@ -11,6 +11,7 @@ from megatron_yuyuan.log import Log
 from megatron_yuyuan.train import stopping as stopping_module
 from megatron_yuyuan.train.loop import train
 from megatron_yuyuan.train.stopping import Stopping
+from megatron_yuyuan.watch import signals as signals_module
 from megatron_yuyuan.watch.signals import Signals
 
 CONFIG = TINY.replace(save_interval=0, eval_interval=2, eval_iters=1)
@@ -91,6 +92,40 @@ def early(config) -> str:
 
 def test_a_signal_before_the_run_began_counts(ranks):
     assert ranks.run(1, early, CONFIG) == "SIGUSR1"
+
+
+def interrupted(config, seconds: float) -> tuple[str, bool]:
+    """What a run has been asked by Ctrl-C, and whether a second one, so much later, ended it."""
+    signals = Signals()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signals.note_interrupts()
+    signal.raise_signal(signal.SIGINT)
+    now = signals_module.time.monotonic()
+    signals_module.time = SimpleNamespace(monotonic=lambda: now + seconds)
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        return signals.asked(), True
+    return signals.asked(), False
+
+
+def test_ctrl_c_asks_and_a_second_one_ends_at_once(ranks):
+    assert ranks.run(1, interrupted, CONFIG, 3.0) == ("SIGINT", True)
+
+
+def test_the_ctrl_c_that_torchrun_sends_on_is_the_same(ranks):
+    assert ranks.run(1, interrupted, CONFIG, 0.5) == ("SIGINT", False)
+
+
+def background(config) -> bool:
+    """Whether what a shell has told to ignore Ctrl-C still does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Signals().note_interrupts()
+    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_what_ignores_ctrl_c_goes_on_to(ranks):
+    assert ranks.run(1, background, CONFIG)
 
 
 def test_an_interval_stops_but_not_at_the_end(ranks):
