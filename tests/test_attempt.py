@@ -103,6 +103,7 @@ def test_what_is_refused_before_the_ranks_meet_is_reported_by_any_rank(tmp_path,
         raise DataError("a", "b", "c")
     report = read_exit(tmp_path)
     assert (report["class"], report["status"], report["rank"]) == ("data", 2, rank)
+    assert report["refused"] is True
     assert report["step"] == 8  # how far the run had come is still known
 
 

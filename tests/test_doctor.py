@@ -466,6 +466,8 @@ def test_only_rank_0_prints(monkeypatch, capsys):
     page.append(Finding("disk", ERROR, "full", "why", "try"))
     with pytest.raises(ConfigError, match="the doctor found errors: disk"):
         command.main(["somewhere/finetune_qa.py"])
+    with pytest.raises(ConfigError, match=r"does not know nope\.py"):
+        command.main(["nope.py"])
     given = examination.Page(page, LostError("rank 0 is late", "why", "try"))
     with pytest.raises(ConfigError, match="rank 0 is late"):
         command.main([])

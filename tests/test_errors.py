@@ -70,6 +70,8 @@ WRONG_RUNS = [
     (("--train-data-path", "x"), "data_path and train_data_path"),
     (("--config", "nowhere.toml"), "cannot read the configuration nowhere.toml"),
     (("--device", "cuda"), "device=cuda"),
+    (("--tokenizer-type", "GPT2BPETokenizer"), "and tokenizer_type is GPT2BPETokenizer"),
+    (("--save", "", "--ckpt-step", 3), "ckpt_step without save or load"),
     (("--distributed-backend", "nccl"), "distributed_backend=nccl on the CPU"),
 ]
 

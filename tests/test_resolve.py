@@ -31,8 +31,14 @@ def test_the_layout_may_change_unless_ranks_draw_their_own_masks(change):
 
 
 def test_a_longer_run_is_another_course_of_the_learning_rate():
-    with pytest.raises(ConfigError, match="lr_decay_iters was 5, is 6"):
+    with pytest.raises(ConfigError, match="lr_decay_iters was 5, is 6") as refused:
         compare_with_checkpoint(TINY.replace(train_iters=6), continued(TINY))
+    assert "--lr-decay-iters 5 to train longer" in refused.value.remedy
+    assert "--finetune to begin a new run" in refused.value.remedy
+    with pytest.raises(ConfigError) as refused:
+        compare_with_checkpoint(TINY.replace(seed=8, save="runs"), continued(TINY))
+    assert "another --save to begin a new run: runs holds this one" in refused.value.remedy
+    assert "--lr-decay-iters" not in refused.value.remedy
     longer = TINY.replace(train_iters=6, lr_decay_iters=5)
     assert compare_with_checkpoint(longer, continued(TINY)) == []
 

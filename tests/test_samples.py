@@ -110,10 +110,37 @@ def test_borders_that_a_shard_does_not_mark_are_refused(shards, tmp_path):
 
 
 def test_no_shard_and_two_ways_of_naming_shards(shards):
-    with pytest.raises(ConfigError, match="train_data_path: no shard"):
+    with pytest.raises(ConfigError, match=r"data_path: no shard\n.*\n  try: --data-path PREFIX"):
         text_datasets(of(), FakeTokenizer)
+    with pytest.raises(ConfigError, match="train_data_path: no shard"):
+        question_datasets(of(), FakeTokenizer)
     with pytest.raises(ConfigError, match="data_path and train_data_path"):
         text_datasets(of(data_path=shards, train_data_path=shards), FakeTokenizer)
+
+
+def test_questions_are_no_texts_to_pretrain_on(tmp_path):
+    questions = write(tmp_path / "q", 5, 90, kind="qa")
+    with pytest.raises(ConfigError, match="holds questions and answers") as refused:
+        text_datasets(of(data_path=(questions,)), FakeTokenizer)
+    assert refused.value.remedy == f"finetune_qa.py --train-data-path {questions}"
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_a_shard_may_be_named_by_either_of_its_files(shards, suffix):
+    named, _ = text_datasets(of(data_path=(shards[0] + suffix,)), FakeTokenizer)
+    assert named.shard.prefix == shards[0]
+
+
+def test_questions_that_are_learned_do_not_validate(tmp_path, capsys):
+    one, other = (write_pairs(tmp_path / name, 5, 20) for name in ("one", "other"))
+    for valid, said in ((one, True), (other, False)):
+        datasets = question_datasets(
+            of(train_data_path=(one,), valid_data_path=(valid,)), FakeTokenizer
+        )
+        introduce_shards(*datasets, 20, Log(None, True))
+        shown = capsys.readouterr().out
+        assert (f"warning: {one} is learned, and its loss is no validation" in shown) is said
+        assert f"questions for validation: {valid}: 20 pairs" in shown
 
 
 def test_a_blend_is_introduced_and_an_unknown_shard_warned_of_once(shards, tmp_path, capsys):

@@ -53,10 +53,6 @@ def main(args: Sequence[str] | None = None) -> None:
             f"the smallest needs {found.missed / 2**30:.1f} GiB or more",
             "more GPUs, GPUs with more memory, a shorter --seq-length",
         )
-    print(f"{found.tried:,} layouts work; shown are the fastest that fit in {room}")
-    if not given.model.vocab_size:
-        print(f"vocabulary: {GPT2_VOCABULARY:,} tokens, as GPT-2's; --vocab-size N for another")
-    _print(found, given, options)
     with AtomicFiles() as files:
         if options.json:
             report = _report(found.fastest, options)
@@ -65,6 +61,10 @@ def main(args: Sequence[str] | None = None) -> None:
             _draw(found.divisions, given, options, files)
     for path in filter(None, (options.json, options.chart)):
         print(f"written {path}")
+    print(f"{found.tried:,} layouts work; shown are the fastest that fit in {room}")
+    if not given.model.vocab_size:
+        print(f"vocabulary: {GPT2_VOCABULARY:,} tokens, as GPT-2's; --vocab-size N for another")
+    _print(found, given, options)
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:

@@ -7,7 +7,6 @@ import io
 import os
 import platform
 import re
-import shutil
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -289,8 +288,7 @@ def hold(folder: Path, shared: bool) -> Iterator[None]:
     """Hold a folder for this process: alone, or together with others that hold it `shared`.
 
     Raises ConfigError where another process holds it otherwise. The system lets go of it when the
-    process ends in whatever way; on a file system without locks nothing is held. A folder held alone in
-    which nothing was kept is gone at the end.
+    process ends in whatever way; on a file system without locks nothing is held.
     """
     make_folder(folder)
     with open(folder / "lock", "ab") as stream:
@@ -304,12 +302,7 @@ def hold(folder: Path, shared: bool) -> Iterator[None]:
                     "wait until it ends, or another --output-prefix",
                 )
             time.sleep(0.02)
-        try:
-            yield
-        finally:
-            kept = any(path.is_file() and path.name != "lock" for path in folder.rglob("*"))
-            if not (shared or kept):
-                shutil.rmtree(folder, ignore_errors=True)
+        yield
 
 
 def _locked(stream: BinaryIO, kind: int) -> bool:

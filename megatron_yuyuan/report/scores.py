@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from megatron_yuyuan.checkpoint.identity import identity
+from megatron_yuyuan.checkpoint.manifest import MANIFEST
 from megatron_yuyuan.evaluate.scores import N_GRAMS, PROVENANCE, TITLES
 from megatron_yuyuan.report.markup import Html, element, joined, table
 from megatron_yuyuan.report.record import Run, unreadable
@@ -18,10 +20,22 @@ def answer_scores(run: Run) -> Html | None:
     if run.scores is None:
         return None
     try:
-        return _tables(run.scores["systems"], run.scores.get("signatures", {}))
+        tables = _tables(run.scores["systems"], run.scores.get("signatures", {}))
+        return joined(element("p", _whose(run.scores.get("scored"), run.directory)), tables)
     except (KeyError, TypeError, AttributeError, StopIteration, ValueError) as error:
         what = f"it is not what evaluate_qa.py --json prints ({type(error).__name__})"
         raise unreadable(Path("the scores"), what) from None
+
+
+def _whose(scored: dict | None, directory: Path) -> str:
+    """Which weights were scored, by name and digest, and whether the run still has them. An older file does not
+    say."""
+    if scored is None:
+        return "Of which weights these scores are, their file does not say."
+    path, named = directory / scored["name"], f"{scored['name']} ({scored['sha256'][:12]})"
+    if (path / MANIFEST).exists() and identity(path)["sha256"] == scored["sha256"]:
+        return f"Of the weights of {named}."
+    return f"Of other weights than lie here: {named} is no checkpoint of this directory."
 
 
 def _tables(systems: dict, signatures: dict) -> Html:

@@ -169,8 +169,24 @@ def test_a_checkpoint_without_its_manifest_does_not_exist(saved):
     (checkpoint_path(saved, 5) / "manifest.json").unlink()
     assert find_checkpoint(saved) == checkpoint_path(saved, 3)
     assert find_checkpoint(saved / "nowhere") is None
-    with pytest.raises(DataError, match=r"no checkpoint of iteration 5 .*"):
+    with pytest.raises(DataError, match=r"no checkpoint of iteration 5 .*") as refused:
         require_checkpoint(saved, 5)
+    assert refused.value.remedy == "--ckpt-step with one of 3"
+
+
+def test_what_a_person_may_have_meant_is_said(saved, tmp_path):
+    inside = checkpoint_path(saved, 5)
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text("{}")
+    for named, remedy in (
+        (inside, f"the run that it belongs to: {saved} and --ckpt-step 5"),
+        (tmp_path / "export", f"hf:{tmp_path}/export, if it is a model of Hugging Face's"),
+        (tmp_path / "nowhere", "a run directory that holds iter_*/manifest.json"),
+    ):
+        with pytest.raises(DataError) as refused:
+            require_checkpoint(named)
+        assert refused.value.remedy == remedy
+        assert ("no such directory" in refused.value.why) == (not named.exists())
 
 
 def test_what_a_killed_save_left_goes_with_the_next(saved):

@@ -240,6 +240,7 @@ def test_a_scorer_is_not_asked_where_there_is_one_reading():
         ("What about gout?", "uric acid", "it names no subject and predicate"),
         ("Whose gout is it?", "mine", "where the candidate answer belongs"),
         ("How many chambers are?", "four", "where the candidate answer belongs"),
+        ("What does the cat eat?", "The cat eats fish.", "only a phrase has a place"),
     ],
 )
 def test_refusals_say_what_why_and_what_to_try(question, answer, why):

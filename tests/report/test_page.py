@@ -10,6 +10,7 @@ import pytest
 from report import runs
 from report.runs import KILLED, RESTART, SKIPPED, SPIKE, STEPS, synthetic_run
 
+from megatron_yuyuan.checkpoint.identity import identity
 from megatron_yuyuan.config_toml import to_toml
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.goodput import TimeSplit
@@ -207,6 +208,36 @@ def test_the_marks_are_at_their_steps(tmp_path):
         *(("restart", RESTART), ("stop", STEPS), ("skip", SKIPPED), ("spike", SPIKE)),
         *(("save", step) for step in (100, 200, 300, 400)),
     }
+
+
+def test_scores_say_of_which_weights_they_are(tmp_path):
+    directory = synthetic_run(tmp_path / "run")
+    document = json.loads((directory / "scores.json").read_text())
+    (directory / "iter_0000004").mkdir()
+    (directory / "iter_0000004" / "manifest.json").write_text("{}")
+    own = identity(directory / "iter_0000004")
+    for scored, said in (
+        (None, "Of which weights these scores are, their file does not say."),
+        (own, f"Of the weights of iter_0000004 ({own['sha256'][:12]})."),
+        (own | {"sha256": "0" * 64}, "Of other weights than lie here: iter_0000004 (000000000000)"),
+        (own | {"name": "gone"}, "Of other weights than lie here: gone"),
+    ):
+        (directory / "scores.json").write_text(json.dumps(document | {"scored": scored}))
+        assert said in Seen(page(read_run(directory))).words
+
+
+def test_a_start_that_was_refused_is_not_the_end_of_the_run(tmp_path):
+    directory = synthetic_run(tmp_path / "run")
+    ending = {
+        "class": "usage",
+        "status": 2,
+        "step": 400,
+        "cause": "lr was 1, is 2",
+        "refused": True,
+    }
+    (directory / "exit.json").write_text(json.dumps(ending))
+    words = Seen(page(read_run(directory))).words
+    assert "A start after that was refused before its first step: lr was 1, is 2." in words
 
 
 def test_a_run_that_says_what_it_learned_is_believed(tmp_path):

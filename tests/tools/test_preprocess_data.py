@@ -254,6 +254,16 @@ def test_filters_and_bad_files_are_reported_by_reason(tmp_path, tokenizer):
     assert "1502 documents" in done.stdout and "dropped              0" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "flag", [("--languages", "fre"), ("--keep-retracted",)], ids=lambda f: f[0]
+)
+def test_what_chooses_among_articles_is_refused_for_plain_texts(tmp_path, tokenizer, flag):
+    (tmp_path / "t.jsonl").write_text('{"text": "gout"}\n')
+    where = ("--input", tmp_path / "t.jsonl", "--output-prefix", tmp_path / "p")
+    done = run("preprocess_data", *where, *tokenizer[1], *flag)
+    assert done.returncode == 2 and f"{flag[0]}: not for these texts" in done.stderr
+
+
 def test_a_bad_file_of_questions_can_be_left_out(tmp_path, tokenizer):
     (tmp_path / "m.xml").write_text(MEDQUAD)
     (tmp_path / "n.xml").write_text(MEDQUAD.replace("F", "G")[:-9])

@@ -7,6 +7,7 @@ import pytest
 from megatron_yuyuan.config import OptimizerConfig, TrainingConfig
 from megatron_yuyuan.train.schedule import (
     batch_size,
+    highest_learning_rate,
     learning_rate,
     train_iterations,
     whole_batches,
@@ -33,6 +34,26 @@ def test_linear_and_constant():
 
 def test_a_fraction_of_a_warm_up_is_not_rounded():
     assert rates(lr_decay_style="constant", lr_warmup_fraction=0.25)[:3] == [0.4, 0.8, 1.0]
+
+
+@pytest.mark.parametrize("style", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("iters", [1, 2, 7])
+@pytest.mark.parametrize("warmup", [0, 1, 5, 7, 20])
+def test_the_highest_rate_of_a_run_is_that_of_one_of_its_steps(style, iters, warmup):
+    changes = {"lr_decay_style": style, "lr_warmup_iters": warmup}
+    found = highest_learning_rate(
+        TrainingConfig(train_iters=iters), OptimizerConfig(lr=1.0, **changes)
+    )
+    assert found == max(rates(iters, **changes))
+
+
+def test_the_highest_rate_of_a_run_that_counts_samples():
+    training = TrainingConfig(train_samples=64, global_batch_size=8)
+    optimizer = OptimizerConfig(lr=1.0, lr_warmup_samples=20)
+    positions = range(8, 65, 8)
+    assert highest_learning_rate(training, optimizer) == max(
+        learning_rate(position, 64, optimizer) for position in positions
+    )
 
 
 def test_after_the_decay_the_rate_stays():
