@@ -148,7 +148,10 @@ class _Step:
         block = sizes.width * stage.block.whole
         arrives = block if sizes.shards > 1 and not stage.is_gathered else 0
         if not stage.is_gathered:
-            blocks = min(stage.layers, 1 + (sizes.shards > 1)) if self.briefly else stage.layers
+            blocks = stage.layers
+            if self.briefly:  # of the stage that computes
+                others = any(other.is_gathered for other in self.stages)
+                blocks = 0 if others else min(blocks, 1 + (sizes.shards > 1))
             self.hold(gathered=sizes.width * stage.ends.whole + blocks * block)
             stage.is_gathered = True
         self.hold(activations=stage.kept)

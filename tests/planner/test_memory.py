@@ -47,6 +47,14 @@ FURTHER = {
     "interleaved": (Layout(2), {"pipeline_schedule": "Interleaved1F1B"}),
     "sequence, bf16": (Layout(tensor=2, sequence_parallel=True), {"bf16": True}),
     "dropout, bf16": (Layout(2), {"bf16": True, "hidden_dropout": 0.1}),
+    "interleaved, briefly": (
+        Layout(2, 2),
+        {
+            "pipeline_schedule": "Interleaved1F1B",
+            "num_layers": 8,
+            "data_parallel_sharding_strategy": "optim_grads_params",
+        },
+    ),
     "zero bubble": (Layout(2), {"pipeline_schedule": "InterleavedZeroBubble"}),
     "there and back": (Layout(2), {"pipeline_schedule": "ZBVZeroBubble"}),
     "hybrid": (Layout(data=4), {"num_distributed_optimizer_instances": 2}),
