@@ -1,14 +1,17 @@
 """When each rank of a pipeline computed what, from the traces of --profile.
 
 A trace is Chrome's trace event format; the actions of a schedule have the names that
-parallel/pipeline.NamedStage gives them. On CUDA the trace also has the same names on the device
-(`gpu_user_annotation`), which say when the kernels ran; without them the host's count.
+parallel/pipeline.NamedStage gives them. On CUDA an action is the time of the kernels that were launched
+within it, on whichever thread: the main one waits while autograd's launches a backward. (The names that the
+profiler itself copies to the device are not complete: there is one for every stream that the main thread
+launched on, and none of a backward.)
 """
 
 import gzip
 import json
 import re
 import zlib
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +22,7 @@ from megatron_yuyuan.parallel.stages import bubble_fraction, runs_as
 from megatron_yuyuan.report.record import unreadable
 
 ACTION = re.compile(r"stage (\d+) (forward|backward|weights) (\d+)")
-ON_DEVICE, ON_HOST = "gpu_user_annotation", "user_annotation"
+LAUNCHES = ("cuda_runtime", "cuda_driver")
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,52 @@ def _steps(path: Path) -> list[list[Action]]:
         events, base = trace["traceEvents"], trace.get("baseTimeNanoseconds", 0)
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise unreadable(path, str(error) or type(error).__name__) from None
-    named = [event for event in events if ACTION.fullmatch(str(event.get("name", "")))]
-    device = [event for event in named if event.get("cat") == ON_DEVICE]
-    host = [event for event in named if event.get("cat") == ON_HOST]
+    named = [e for e in events if ACTION.fullmatch(str(e.get("name", "")))]
+    kernels = _kernels_by_launch(events)
     seen: dict[tuple, int] = defaultdict(int)
     steps: dict[int, list[Action]] = defaultdict(list)
-    for event in sorted(device or host, key=lambda event: event["ts"]):
+    for event in sorted((e for e in named if e.get("cat") == "user_annotation"), key=_begins):
         _, stage, kind, micro_batch = event["name"].split()
-        start, number = base + round(1000 * event["ts"]), seen[kind, stage, micro_batch]
+        number = seen[kind, stage, micro_batch]
         seen[kind, stage, micro_batch] += 1
-        end = start + round(1000 * event["dur"])  # ts and dur are microseconds
+        inside = slice(
+            bisect_left(kernels, event["ts"], key=_launched),
+            bisect_right(kernels, _ends(event), key=_launched),
+        )
+        computing = [kernel for _, kernel in kernels[inside]] or [event]
+        start, end = min(map(_begins, computing)), max(map(_ends, computing))
+        start, end = base + round(1000 * start), base + round(1000 * end)  # from microseconds
         steps[number].append(Action(kind, int(stage), int(micro_batch), start, end))
     return [steps[number] for number in sorted(steps)]
+
+
+def _kernels_by_launch(events: list[dict]) -> list[tuple[float, dict]]:
+    """(when it was launched, its event) of every kernel that computes, in this order; none of a trace of the
+    CPU. Those of NCCL wait for other ranks."""
+    kernels = {
+        _correlation(event): event
+        for event in events
+        if event.get("cat") == "kernel" and "nccl" not in event["name"].lower()
+    }
+    launches = [e for e in events if e.get("cat") in LAUNCHES and _correlation(e) in kernels]
+    return sorted(((e["ts"], kernels[_correlation(e)]) for e in launches), key=_launched)
+
+
+def _correlation(event: dict) -> int | None:
+    """What a kernel has in common with its launch."""
+    return event.get("args", {}).get("correlation")
+
+
+def _launched(launch: tuple[float, dict]) -> float:
+    return launch[0]
+
+
+def _begins(event: dict) -> float:
+    return event["ts"]
+
+
+def _ends(event: dict) -> float:
+    return event["ts"] + event["dur"]
 
 
 def _from_the_first(timeline: Timeline) -> Timeline:

@@ -28,15 +28,36 @@ def test_the_bubble_of_a_known_step(tmp_path):
     assert first.start == 1_000_000  # counted from the other rank's, in the second step
 
 
-def test_what_ran_on_the_device_counts_before_the_host(tmp_path):
+def on_cuda(rank: int) -> list[dict]:
+    """The same steps where the host runs ahead: 0.1 ms for every action, in which another thread launches two
+    kernels; a third waits for another rank."""
+    found: list[dict] = []
+    for number, action in enumerate(trace_events(rank)[2:]):
+        begun, half = 100 * number, action["dur"] // 2
+        found.append(action | {"ts": begun, "dur": 90})
+        for i, name in enumerate(("gemm", "gelu", "ncclKernel_SendRecv")):
+            tie = {"args": {"correlation": 3 * number + i}, "ph": "X", "tid": 2}
+            launch = {
+                "name": "cudaLaunchKernel",
+                "cat": "cuda_runtime",
+                "ts": begun + 10 + i,
+                "dur": 1,
+            }
+            when = {"ts": action["ts"] + 500 + half * i, "dur": half if i < 2 else 9000}
+            found += [tie | launch, tie | when | {"name": name, "cat": "kernel"}]
+    return found
+
+
+def test_on_cuda_an_action_is_the_time_of_its_kernels(tmp_path):
     directory = synthetic_run(tmp_path / "run")
-    path = directory / "profile" / "rank_00.json.gz"
-    late = [e | {"cat": "gpu_user_annotation", "ts": e["ts"] + 500} for e in trace_events(0)[2:]]
-    path.write_bytes(gzip.compress(json.dumps({"traceEvents": trace_events(0) + late}).encode()))
-    (directory / "profile" / "rank_01.json.gz").unlink()
+    expected = read_timeline(directory, CONFIG)
+    for rank in (0, 1):
+        trace = {"baseTimeNanoseconds": 10**18, "traceEvents": on_cuda(rank)}
+        path = directory / "profile" / f"rank_0{rank}.json.gz"
+        path.write_bytes(gzip.compress(json.dumps(trace).encode()))
     timeline = read_timeline(directory, CONFIG)
-    assert list(timeline) == [0] and len(timeline[0]) == 8
-    assert timeline[0][0].start == 0
+    assert timeline == expected
+    assert measured_bubble(timeline) == pytest.approx(1 / 5)
 
 
 def test_there_is_no_timeline_without_traces_or_of_one_stage(tmp_path):
