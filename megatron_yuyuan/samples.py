@@ -52,7 +52,7 @@ def text_datasets(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Datase
         return shard
 
     if not (data.data_path or data.train_data_path):
-        raise no_shard("data_path")
+        raise _no_shard("data_path")
     if not data.data_path:
         return samples_of_parts(config, windows, opened, seed, None)
     if data.train_data_path or data.valid_data_path:
@@ -107,18 +107,19 @@ def open_shards(config: Config, field: str, opened) -> tuple[list, list[float] |
     """What opened(path) gives of the shards that a flag names, and their weights. Raises ConfigError."""
     words = getattr(config.data, field)
     if not words:
-        raise no_shard(field)
-    prefixes, weights = parse_blend(words, flag_of(field))
+        raise _no_shard(field)
+    prefixes, weights = parse_blend(words, _flag_of(field))
     return [opened(prefix) for prefix in prefixes], weights
 
 
-def no_shard(field: str) -> ConfigError:
+def _no_shard(field: str) -> ConfigError:
     """The error for a run that is not told what it learns from."""
-    remedy = f"{flag_of(field)} PREFIX as tools/preprocess_data.py printed it"
+    remedy = f"{_flag_of(field)} PREFIX as tools/preprocess_data.py printed it"
     return ConfigError(f"{field}: no shard", "a run reads token shards", remedy)
 
 
-def flag_of(field: str) -> str:
+def _flag_of(field: str) -> str:
+    """--data-path of data_path."""
     return "--" + field.replace("_", "-")
 
 

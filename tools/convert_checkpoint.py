@@ -66,8 +66,9 @@ def _export(options: argparse.Namespace) -> None:
 def _import(options: argparse.Namespace) -> None:
     if options.origin == "hf":
         from megatron_yuyuan.checkpoint.hf import import_directory
+        from megatron_yuyuan.checkpoint.hf_start import HF_PREFIX
 
-        run = import_directory(options.load.removeprefix("hf:"), options.save)
+        run = import_directory(options.load.removeprefix(HF_PREFIX), options.save)
     else:
         from megatron_yuyuan.checkpoint.megatron_convert import import_megatron
 

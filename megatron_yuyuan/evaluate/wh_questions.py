@@ -35,8 +35,8 @@ MONTHS = frozenset(
 def is_sentence(answer: str) -> bool:
     """Whether a candidate answer says it all: `The cat eats fish.`, and not `fish`, `eats fish.` or `those
     that it catches.`"""
-    words = answer.strip().split()
-    return answer.strip().endswith(".") and any(finite_verbs(words, alone=False))
+    verbs = finite_verbs(answer.split(), alone=False)
+    return answer.rstrip().endswith(".") and any(place > 0 for place in verbs)
 
 
 def wh_clauses(words: list[str], answer: str) -> list[Clause]:

@@ -72,9 +72,8 @@ class Pipeline:
         """The pipeline rank of the last stage, which knows the loss."""
         share = training.global_batch_size // mesh.size("data")
         self.micro_batches = share // training.micro_batch_size
-        self._scaled = (
-            _ScaledLoss()
-        )  # the schedule knows it, and not this: a circle would keep its buffers
+        self._scaled = _ScaledLoss()
+        """Known to the schedule in place of this: a circle of references would keep its buffers."""
         self._schedule = self._scheduled(config) if mesh.size("pipeline") > 1 else None
 
     def _scheduled(self, config: Config) -> Schedule:

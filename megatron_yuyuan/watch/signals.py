@@ -16,8 +16,8 @@ _RECORD = struct.Struct("<qd")
 
 
 class Signals:
-    """Takes note of the first of SIGNALS. torch takes seconds to import: what comes
-    meanwhile must not end a job that would be started again.
+    """Takes note of the first of SIGNALS. torch takes seconds to import: what comes meanwhile must not end
+    a job that would be started again.
 
     Handlers stay for the rest of the process and only take a note: a second signal, sent while the
     first one's checkpoint is written, must not break it. The note lies in memory that a witness, forked
