@@ -16,7 +16,6 @@ from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer, read_token
 from megatron_yuyuan.errors import ConfigError, DamagedError, DataError
 from megatron_yuyuan.origin import Origin, continued
 from megatron_yuyuan.train.schedule import whole_batches
-from megatron_yuyuan.validation.schedule import counts_samples
 
 Samples = Callable[[Config, Tokenizer], tuple[Dataset, Dataset | None]]
 """Training and validation set of a configuration: see `samples.py`."""
@@ -232,25 +231,19 @@ def compare_with_checkpoint(
         raise ConfigError(
             f"{origin.path} was trained with other settings: {'; '.join(changes)}",
             "going on with these would change the training, or read other samples, silently",
-            f"the settings as they were; {_decay(saved, config)}--override to go on with these; "
+            f"the settings as they were; {_decay(old, new, config)}--override to go on with these; "
             + _anew(origin, config),
         )
     return changes
 
 
-def _decay(saved: Config, config: Config) -> str:
+def _decay(old: dict[str, str], new: dict[str, str], config: Config) -> str:
     """How a run is made longer whose learning rate decays over its length; empty for any other change."""
-    counted = "samples" if counts_samples(config.training) else "iters"
-    flag, length = f"lr_decay_{counted}", f"train_{counted}"
-    before = getattr(saved.optimizer, flag) or getattr(saved.training, length)
-    longer = getattr(config.training, length) > before
-    if (
-        getattr(config.optimizer, flag)
-        or not longer
-        or config.optimizer.lr_decay_style == "constant"
-    ):
-        return ""
-    return f"--{flag.replace('_', '-')} {before} to train longer and let the learning rate end as before; "
+    for name in ("lr_decay_iters", "lr_decay_samples"):
+        if not getattr(config.optimizer, name) and int(new[name]) > int(old[name]) > 0:
+            flag = f"--{name.replace('_', '-')} {old[name]}"
+            return f"{flag} to train longer and let the learning rate end as before; "
+    return ""
 
 
 def _anew(origin: Origin, config: Config) -> str:

@@ -21,6 +21,11 @@ def identity(path: Path) -> dict[str, str]:
     return {"name": path.name, "sha256": whole.hexdigest()}
 
 
+def named(weights: dict[str, str]) -> str:
+    """`iter_0000500 (0123456789ab)`, of what `identity` gives."""
+    return f"{weights['name']} ({weights['sha256'][:12]})"
+
+
 def run_directory(path: Path) -> Path:
     """Where lies what belongs to the weights: the run of a checkpoint, or the Hugging Face directory
     itself."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_yuyuan.checkpoint import hf_start, megatron_start
-from megatron_yuyuan.checkpoint.identity import identity, run_directory
+from megatron_yuyuan.checkpoint.identity import identity, named, run_directory
 from megatron_yuyuan.checkpoint.model import LoadedModel, StoredModel
 from megatron_yuyuan.checkpoint.reading import reading
 from megatron_yuyuan.config import Config
@@ -172,12 +172,8 @@ def why_no_scores(path: Path) -> str:
         return f"{SCORES} does not say which weights it scored; tools/evaluate_qa.py --load does"
     ours = identity(path)
     if scored["sha256"] != ours["sha256"]:
-        return f"{SCORES} scored other weights, {_named(scored)}; these are {_named(ours)}"
+        return f"{SCORES} scored other weights, {named(scored)}; these are {named(ours)}"
     return ""
-
-
-def _named(weights: dict[str, str]) -> str:
-    return f"{weights['name']} ({weights['sha256'][:12]})"
 
 
 def _stated(path: Path) -> str:
@@ -201,7 +197,7 @@ def _read_scores(path: Path) -> dict:
             for _, value, _ in _leaves(scores, document["signatures"]):
                 _shown(value)
         if document.get("scored") is not None:
-            _named(document["scored"])
+            named(document["scored"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} cannot be read: {error!r}",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megatron_yuyuan.checkpoint.identity import identity
+from megatron_yuyuan.checkpoint.identity import identity, named
 from megatron_yuyuan.checkpoint.manifest import MANIFEST
 from megatron_yuyuan.evaluate.scores import N_GRAMS, PROVENANCE, TITLES
 from megatron_yuyuan.report.markup import Html, element, joined, table
@@ -32,10 +32,10 @@ def _whose(scored: dict | None, directory: Path) -> str:
     say."""
     if scored is None:
         return "Of which weights these scores are, their file does not say."
-    path, named = directory / scored["name"], f"{scored['name']} ({scored['sha256'][:12]})"
+    path = directory / scored["name"]
     if (path / MANIFEST).exists() and identity(path)["sha256"] == scored["sha256"]:
-        return f"Of the weights of {named}."
-    return f"Of other weights than lie here: {named} is no checkpoint of this directory."
+        return f"Of the weights of {named(scored)}."
+    return f"Of other weights than lie here: {named(scored)} is no checkpoint of this directory."
 
 
 def _tables(systems: dict, signatures: dict) -> Html:
