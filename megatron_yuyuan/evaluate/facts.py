@@ -100,9 +100,7 @@ def statements_of(question: Question, scorer: LikelihoodScorer) -> tuple[str, ..
     Raises DataError: the question cannot be rewritten; a statement is longer than the model's positions.
     """
     both = rewrite(question.text, question.answer, scorer)
-    if is_yes_no(
-        question.text
-    ):  # takes no answer into its sentence: rivals are sentences themselves
+    if is_yes_no(question.text):  # its rivals are sentences themselves
         others = [o for o in question.alternatives if o.strip(" .").lower() not in LABELS]
     else:
         rivals = [rewrite(question.text, other, scorer) for other in question.alternatives]
