@@ -2,6 +2,7 @@
 on."""
 
 import argparse
+import atexit
 import errno
 import hashlib
 import json
@@ -160,11 +161,36 @@ def run_command(main: Callable[[], None]) -> None:
     three lines on stderr, printed once per job; 130 Ctrl-C. `--debug` on the command line adds the traceback.
     """
     _reopen_closed()
+    status = 1
+    try:
+        status = _status(main)
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        raise
+    finally:
+        if main.__module__ == "__main__":  # and not a test of it
+            atexit.register(_leave, status)
+    if status:
+        sys.exit(status)
+
+
+def _leave(status: int) -> None:
+    """End the process after what else waits for its end, and leave the interpreter standing: a thread of
+    gloo's that still frees a tensor while Python takes itself apart aborts the process (status 134 after
+    `terminate called without an active exception`). So do the children of multiprocessing end."""
+    atexit.unregister(_leave)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        _to_its_end(stream)
+    os._exit(status)
+
+
+def _status(main: Callable[[], None]) -> int:
+    """Run a command, say its error if it has one, return the exit status."""
     try:
         _to_the_last_line(main)
     except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
         silence(sys.stdout)
-        sys.exit(0)
     except (YuyuanError, OSError) as cause:
         error = cause if isinstance(cause, YuyuanError) else _of_system(cause)
         if not error.said and (error.is_own or _claims_the_message(str(error))):
@@ -172,11 +198,12 @@ def run_command(main: Callable[[], None]) -> None:
             _to_its_end(sys.stderr, f"{trace}error: {error}\n")
         _tell_torchrun(str(error).splitlines()[0])
         _to_its_end(sys.stdout)
-        sys.exit(error.status)
+        return error.status
     except KeyboardInterrupt:
         if launcher.rank() == 0:
             print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # not by way of collectives that wait for ranks which are gone
+    return 0
 
 
 def _reopen_closed() -> None:

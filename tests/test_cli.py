@@ -238,6 +238,32 @@ def test_ctrl_c_is_no_traceback():
     assert (ended.returncode, ended.stderr) == (130, "interrupted\n")
 
 
+@pytest.mark.parametrize("end", ["return", "sys.exit(0)", "sys.exit(3)", "sys.exit('so')", "1 / 0"])
+def test_a_command_ends_after_all_that_waits_for_its_end_and_takes_nothing_apart(end):
+    """As gloo's threads may while Python takes itself apart, `late` aborts the process then."""
+    program = (
+        "import atexit, os, sys, threading, time\n"
+        "from megatron_yuyuan.cli import run_command\n"
+        "class Late:\n"
+        "    def __del__(self): os.abort()\n"
+        "def work():\n"
+        "    time.sleep(0.1)\n"
+        "    print('a thread')\n"
+        "late = Late()\n"
+        "atexit.register(print, 'the exit')\n"
+        "def main():\n"
+        "    threading.Thread(target=work).start()\n"
+        f"    {end}\n"
+        "run_command(main)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    status = {"return": 0, "sys.exit(0)": 0, "sys.exit(3)": 3}.get(end, 1)
+    assert (ended.returncode, ended.stdout) == (status, "a thread\nthe exit\n")
+    assert ("ZeroDivisionError" in ended.stderr) == (end == "1 / 0")
+
+
 def test_debug_adds_the_traceback(repository):
     ended = subprocess.run(
         [sys.executable, str(repository / "pretrain_gpt.py"), "--exit-signal", "--debug"],
