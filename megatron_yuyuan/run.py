@@ -61,6 +61,7 @@ from megatron_yuyuan.train.stopping import Stopping
 from megatron_yuyuan.train.stragglers import Stragglers
 from megatron_yuyuan.train.verification import make_deterministic
 from megatron_yuyuan.validation import validate
+from megatron_yuyuan.watch.exit_file import ended_before
 from megatron_yuyuan.watch.heartbeat import Watched
 from megatron_yuyuan.watch.witness import unwatched
 from megatron_yuyuan.writers import TensorBoard, WeightsAndBiases, require_extras
@@ -87,6 +88,7 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
         return
     watched = watched or unwatched(config.checkpoint.save)
     stopping = Stopping(config.training, watched.signals)
+    before = ended_before(config.checkpoint.save)
     with refusal_reported(watched):
         ranks, origin = mesh_module.world_size(), starting_point(config)
         tokenizer = run_tokenizer(config, origin)
@@ -116,7 +118,7 @@ def run(config: Config, samples: Samples, watched: Watched | None = None) -> Non
             log.line(f"warning: overridden: {'; '.join(overridden)}")
         if config.checkpoint.save and mesh.is_main:  # only now: a failed start leaves nothing
             save_run_files(config, tokenizer)
-        say_start(state, mesh, asks_questions(training_set), log)
+        say_start(state, mesh, asks_questions(training_set), before, log)
         introduce_state(config, state, log)
         trainer = choose_trainer(config, state, borders(config, tokenizer))
         continuations = continue_prompts(
@@ -172,9 +174,9 @@ def choose_alike(name: str, mesh: Mesh) -> tuple[Kernels, str]:
     return kernels, chosen
 
 
-def say_start(state: TrainState, mesh: Mesh, asks: bool, log: Log) -> None:
-    """Log the start of this process, with the time it was launched and whether it learns questions, and, if a
-    run is continued, a restart with the iteration from which it goes on."""
+def say_start(state: TrainState, mesh: Mesh, asks: bool, before: str, log: Log) -> None:
+    """Log the start of this process, with the time it was launched, whether it learns questions and how the
+    start before it ended, and, if a run is continued, a restart with the iteration from which it goes on."""
     log.event(
         "start",
         iteration=state.iteration,
@@ -182,6 +184,7 @@ def say_start(state: TrainState, mesh: Mesh, asks: bool, log: Log) -> None:
         ranks=mesh_module.world_size(),
         layout=mesh.describe(),
         questions=asks,
+        after=before,
     )
     if state.iteration or log.has_history:
         log.event("restart", iteration=state.iteration)

@@ -98,7 +98,10 @@ def _happened(run: Run) -> list[tuple[float, str, str]]:
         "straggler": lambda e: (
             f"Rank {e['rank']} ({e['host']}) takes {e['slower']:.1f} times as long as the median"
         ),
-        "start": lambda e: f"Start, {processes(e['ranks'])}: {e['layout']}",
+        "start": lambda e: (
+            f"Start, {processes(e['ranks'])}: {e['layout']}"
+            f"{'; the one before ended: ' + e['after'] if e.get('after') else ''}"
+        ),
     }
     kinds = {"save_failed": "trouble", "straggler": "trouble", "rollback": "spike"}
     found = [

@@ -36,6 +36,13 @@ def read_exit(save: str | Path) -> dict | None:
     return report if isinstance(report, dict) else None
 
 
+def ended_before(save: str) -> str:
+    """The cause by which the start before this one ended; empty where nothing says it, or where that start was
+    refused before its ranks met."""
+    report = (read_exit(save) if save else None) or {}
+    return "" if report.get("refused") else str(report.get("cause", ""))
+
+
 def as_json(document: dict) -> bytes:
     """The text of a file for people and programs."""
     return f"{json.dumps(document, indent=1)}\n".encode()

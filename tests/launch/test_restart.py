@@ -75,8 +75,11 @@ def test_torchruns_restart_goes_on_as_if_nobody_had_died(ranks, prepared, tmp_pa
     ranks.run(2, pretrained, train_flags(prepared, undisturbed, *STEPS))
     assert len(losses(undisturbed)) == 30
     assert losses(save) == losses(undisturbed)
-    restarts = [e for e in read_events(save / "metrics.jsonl") if e["event"] == "restart"]
+    events = list(read_events(save / "metrics.jsonl"))
+    restarts = [e for e in events if e["event"] == "restart"]
     assert [e["iteration"] in (5, 10, 15) for e in restarts] == [True]
+    first, second = (e["after"] for e in events if e["event"] == "start")
+    assert first == "" and f"pid {killed}) died: signal 9 (SIGKILL)" in second
     assert json.loads((save / "exit.json").read_text())["class"] == "done"
     assert not (save / "lease.json").exists() and not (save / "heartbeats").exists()
 

@@ -13,6 +13,7 @@ BEGUN = 1_800_000_000.0
 """Unix time of the first start."""
 STEPS, RESTART, KILLED = 400, 200, 250
 """Steps of the run; the second start goes on from a checkpoint, the first was killed later."""
+LOST = "rank 1 (a, pid 7) died: signal 9 (SIGKILL) in step 251"
 SPIKE, SKIPPED = 310, 320
 PIPELINE, MICRO_BATCHES = 2, 4
 CONFIG = Config().replace(
@@ -55,7 +56,7 @@ def events(text: str) -> list[dict]:
         began, now = now, now + 20
         layout = f"pipeline 2 {text}"
         found.append({"event": "start", "time": now, "iteration": first, "begun": began, "ranks": 2,
-                      "layout": layout})  # fmt: skip
+                      "layout": layout, "after": f"{LOST} {text}" if first else ""})  # fmt: skip
         if first:
             found.append({"event": "restart", "time": now, "iteration": first})
         for iteration in range(first + 1, last + 1):

@@ -72,6 +72,7 @@ def test_every_section_is_there_and_linked(made):
         "step 50, validation loss 4.",
         "Gout is the disease",
         "all 8 evaluations",
+        "the one before ended: rank 1 (a, pid 7) died: signal 9 (SIGKILL) in step 251 the disease",
         "Goes on from step 200",
         "Step 320 passed over: not finite",
         "Loss spike at step 310: 9.000",
