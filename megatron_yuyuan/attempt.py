@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint, iteration_of
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.checkpoint.space import require_place
 from megatron_yuyuan.config import Config
@@ -19,6 +18,7 @@ from megatron_yuyuan.watch import lease
 from megatron_yuyuan.watch.exit_file import claim_exit, forget_before, read_exit
 from megatron_yuyuan.watch.heartbeat import Watched
 from megatron_yuyuan.watch.lost import losses_named
+from megatron_yuyuan.watch.saved import find_checkpoint, iteration_of
 from megatron_yuyuan.watch.verdict import report_of
 
 

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.config import CheckpointConfig
 from megatron_yuyuan.data.files import AtomicFiles
@@ -27,6 +26,7 @@ from megatron_yuyuan.parallel import mesh as mesh_module
 from megatron_yuyuan.train.state import TrainState
 from megatron_yuyuan.train.stopping import Stop
 from megatron_yuyuan.watch.exit_file import EXIT_FILE, as_json, claim_exit
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 
 def forget_exit(checkpoint: CheckpointConfig) -> None:

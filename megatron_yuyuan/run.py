@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_yuyuan.attempt import mesh_of_job, refusal_reported
-from megatron_yuyuan.checkpoint.dcp import iteration_of
 from megatron_yuyuan.checkpoint.retention import best_checkpoint
 from megatron_yuyuan.checkpoint.rollback import Rollback
 from megatron_yuyuan.checkpoint.saver import build_saver
@@ -63,6 +62,7 @@ from megatron_yuyuan.train.verification import make_deterministic
 from megatron_yuyuan.validation import validate
 from megatron_yuyuan.watch.exit_file import ended_before
 from megatron_yuyuan.watch.heartbeat import Watched
+from megatron_yuyuan.watch.saved import iteration_of
 from megatron_yuyuan.watch.witness import unwatched
 from megatron_yuyuan.writers import TensorBoard, WeightsAndBiases, require_extras
 

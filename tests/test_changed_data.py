@@ -6,8 +6,8 @@ from pathlib import Path
 
 from commands import ROOT, SAMPLE_DATA, run, tokenizer_flags, train_flags
 
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint
 from megatron_yuyuan.data.indexed_dataset import IndexedDataset
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 SHORT = ("--train-iters", 2, "--save-interval", 2, "--eval-iters", 0)
 

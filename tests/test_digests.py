@@ -9,11 +9,11 @@ from faults.kills import read_digests
 from pretraining import pretrained
 from tiny import TINY, Layout, RandomText, build_trainer
 
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.digests import DIGESTS, PORTION, _scattered, state_digests, tensor_sums
 from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.validation import validate
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 SMALL = TINY.replace(num_layers=2)
 LAYOUTS = [

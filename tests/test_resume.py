@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from commands import run, train_flags
 
-from megatron_yuyuan.checkpoint.dcp import TRACKER, find_checkpoint
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.config_toml import from_dict, load_toml
 from megatron_yuyuan.goodput import TimeSplit
 from megatron_yuyuan.log import read_events, read_metrics
+from megatron_yuyuan.watch.saved import TRACKER, find_checkpoint
 
 OF_THE_MACHINE = ("time", "seconds", "tokens_per_second", "tflops_per_device", "mfu", "memory_bytes",
                   "eta_seconds")  # fmt: skip

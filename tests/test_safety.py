@@ -13,7 +13,6 @@ from commands import ROOT, run, train_flags
 from hostile import Opens
 from tiny_run import save_run
 
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint
 from megatron_yuyuan.checkpoint.hf import export_directory
 from megatron_yuyuan.checkpoint.manifest import digests
 from megatron_yuyuan.checkpoint.model import load_divided_model, load_model, open_model
@@ -21,6 +20,7 @@ from megatron_yuyuan.config import Config, ParallelConfig
 from megatron_yuyuan.data.tokenizer import read_tokenizer
 from megatron_yuyuan.errors import UnsafeError
 from megatron_yuyuan.origin import starting_point
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 ALLOWED = {
     (

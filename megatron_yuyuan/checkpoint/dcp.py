@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_yuyuan.checkpoint.leftovers import remove_leftovers
-from megatron_yuyuan.checkpoint.manifest import MANIFEST, STATE, digest, verify
+from megatron_yuyuan.checkpoint.manifest import STATE, digest, verify
 from megatron_yuyuan.checkpoint.metadata import SafeReader
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.checkpoint.reading import DAMAGED_PICKLE, quiet, reading
@@ -38,7 +37,14 @@ from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
 from megatron_yuyuan.data.tokenizer import Tokenizer
 from megatron_yuyuan.errors import NO_SPACE, DataError, YuyuanError
 from megatron_yuyuan.faults import fault_point
-from megatron_yuyuan.watch.exit_file import TRACKER, iteration_of
+from megatron_yuyuan.watch.saved import (
+    MANIFEST,
+    TRACKER,
+    checkpoint_path,
+    find_checkpoint,
+    iteration_of,
+    whole_checkpoints,
+)
 
 FORMAT_VERSION = 1
 DESCRIBED = {
@@ -52,37 +58,6 @@ DESCRIBED = {
     "config": dict,
 }
 """Entries of state.json that every run has -> what they are."""
-
-
-def checkpoint_path(directory: str | Path, iteration: int) -> Path:
-    """SAVE/iter_0000500."""
-    return Path(directory) / f"iter_{iteration:07d}"
-
-
-def find_checkpoint(directory: str | Path, iteration: int | None = None) -> Path | None:
-    """The whole checkpoint of an iteration; without one, what the tracker names, or else the newest
-    whole; or None.
-
-    Whole means that it has its manifest, which is written last.
-    """
-    whole = whole_checkpoints(directory)
-    if iteration is not None:
-        path = checkpoint_path(directory, iteration)
-        return path if path in whole else None
-    with suppress(OSError, ValueError):
-        path = checkpoint_path(
-            directory, int((Path(directory) / TRACKER).read_text(encoding="utf-8"))
-        )
-        if path in whole:
-            return path
-    return whole[-1] if whole else None
-
-
-def whole_checkpoints(directory: str | Path) -> list[Path]:
-    """Checkpoints with their manifest, in order; not one being written (.tmp) or replaced (.old), or that
-    a person has named (iter_best)."""
-    found = (p.parent for p in Path(directory).glob(f"iter_*/{MANIFEST}"))
-    return sorted((p for p in found if p.suffix == "" and iteration_of(p) >= 0), key=iteration_of)
 
 
 def require_checkpoint(directory: str | Path, iteration: int | None = None) -> Path:

@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 
 from megatron_yuyuan.checkpoint.hf_directory import weight_files
-from megatron_yuyuan.checkpoint.manifest import MANIFEST
 from megatron_yuyuan.checkpoint.reading import reading
+from megatron_yuyuan.watch.saved import MANIFEST
 
 
 def identity(path: Path) -> dict[str, str]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.errors import DamagedError
+from megatron_yuyuan.watch.saved import MANIFEST
 
-MANIFEST = "manifest.json"
 STATE = "state.json"
 CHECKSUMS = "checksums.json"
 """Of an export, in whose directory others have their own files too."""

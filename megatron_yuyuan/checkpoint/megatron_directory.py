@@ -25,13 +25,13 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from megatron_yuyuan.checkpoint.dcp import TRACKER
 from megatron_yuyuan.checkpoint.megatron import EXTRA, LAYERS, fused_name, megatron_name
 from megatron_yuyuan.checkpoint.reading import quiet, unwrapped
 from megatron_yuyuan.checkpoint.stored import StoredTensors
 from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.model.gpt2 import GPT2
+from megatron_yuyuan.watch.saved import TRACKER
 
 RELEASE = "release"
 """The name of a checkpoint that is of no iteration: weights to start from."""

@@ -9,13 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_yuyuan.checkpoint.dcp import (
-    FORMAT_VERSION,
-    describe_run,
-    find_checkpoint,
-    load_tensors,
-    read_run,
-)
+from megatron_yuyuan.checkpoint.dcp import FORMAT_VERSION, describe_run, load_tensors, read_run
 from megatron_yuyuan.checkpoint.hf_directory import (
     read_config,
     read_fitting_tokenizer,
@@ -40,6 +34,7 @@ from megatron_yuyuan.parallel.forward import DividedModel
 from megatron_yuyuan.parallel.plan import build_stages
 from megatron_yuyuan.train.state import named_parameters
 from megatron_yuyuan.validation import validate
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 EXPORT_NOTES = "yuyuan.json"
 """What Hugging Face's files have no place for: the template, and how far the model was trained."""

@@ -4,15 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from megatron_yuyuan.checkpoint.dcp import (
+from megatron_yuyuan.checkpoint.dcp import require_checkpoint
+from megatron_yuyuan.checkpoint.manifest import verify_sizes
+from megatron_yuyuan.errors import DamagedError
+from megatron_yuyuan.watch.saved import (
+    MANIFEST,
     TRACKER,
     checkpoint_path,
     iteration_of,
-    require_checkpoint,
     whole_checkpoints,
 )
-from megatron_yuyuan.checkpoint.manifest import MANIFEST, verify_sizes
-from megatron_yuyuan.errors import DamagedError
 
 
 @dataclass(frozen=True)

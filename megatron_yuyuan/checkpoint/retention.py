@@ -18,10 +18,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from megatron_yuyuan.checkpoint.dcp import iteration_of, read_state, whole_checkpoints
+from megatron_yuyuan.checkpoint.dcp import read_state
 from megatron_yuyuan.config import CheckpointConfig
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.faults import fault_point
+from megatron_yuyuan.watch.saved import iteration_of, whole_checkpoints
 
 
 def remove_superseded(

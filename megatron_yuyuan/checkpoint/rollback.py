@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from megatron_yuyuan.checkpoint.dcp import iteration_of, load_tensors, read_run, whole_checkpoints
+from megatron_yuyuan.checkpoint.dcp import load_tensors, read_run
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.checkpoint.saver import NoSaver, Saver
 from megatron_yuyuan.config import Config
@@ -18,6 +18,7 @@ from megatron_yuyuan.log import Log
 from megatron_yuyuan.train.schedule import batch_size
 from megatron_yuyuan.train.spikes import left_out_too, number_of, same_until
 from megatron_yuyuan.train.state import TrainState
+from megatron_yuyuan.watch.saved import iteration_of, whole_checkpoints
 
 
 class Rollback:

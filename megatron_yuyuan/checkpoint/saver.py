@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from megatron_yuyuan.checkpoint.dcp import describe_run, find_checkpoint, save_checkpoint
+from megatron_yuyuan.checkpoint.dcp import describe_run, save_checkpoint
 from megatron_yuyuan.checkpoint.leftovers import remove_leftovers
 from megatron_yuyuan.checkpoint.ranks import Ranks
 from megatron_yuyuan.checkpoint.retention import remove_superseded
@@ -32,6 +32,7 @@ from megatron_yuyuan.faults import fault_point
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.train.state import TrainState
 from megatron_yuyuan.train.verification import require_same_copies
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The job that a training command describes: the same steps as at its start, `run.py`'s own functions,
 each with its line."""
 
-from megatron_yuyuan.checkpoint.manifest import MANIFEST, verify_sizes
+from megatron_yuyuan.checkpoint.manifest import verify_sizes
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.indexed_dataset import IndexedDataset
 from megatron_yuyuan.data.loader import Dataset
@@ -17,6 +17,7 @@ from megatron_yuyuan.resolve import (
 )
 from megatron_yuyuan.samples import fingerprints, shares
 from megatron_yuyuan.validation import validate
+from megatron_yuyuan.watch.saved import MANIFEST
 from megatron_yuyuan.writers import require_extras
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from megatron_yuyuan.checkpoint.identity import identity, named
-from megatron_yuyuan.checkpoint.manifest import MANIFEST
 from megatron_yuyuan.evaluate.scores import N_GRAMS, PROVENANCE, TITLES
 from megatron_yuyuan.report.markup import Html, element, joined, table
 from megatron_yuyuan.report.record import Run, unreadable
+from megatron_yuyuan.watch.saved import MANIFEST
 
 WARNING = (
     "These scores count words shared with a reference answer, not truth: an answer may score well and "

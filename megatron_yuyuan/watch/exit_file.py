@@ -8,7 +8,6 @@ has left is in nobody's way: a claim takes its place.
 import json
 import os
 import platform
-import re
 import secrets
 import stat
 import time
@@ -19,9 +18,7 @@ from pathlib import Path
 from megatron_yuyuan import launcher
 from megatron_yuyuan.watch.processes import start_time
 
-EXIT_FILE, TRACKER = "exit.json", "latest_checkpointed_iteration.txt"
-ITERATION = re.compile(r"iter_(\d{7,})(?:\.old)?")
-"""Name of a checkpoint's folder."""
+EXIT_FILE = "exit.json"
 APART = 10.0
 """Seconds by which a launcher may start the ranks of one machine later than those of another."""
 _IMPORTED = time.monotonic()
@@ -119,20 +116,3 @@ def _written_beside(target: Path, document: dict) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def resume_from(save: str | Path) -> str | None:
-    """The checkpoint that the next start goes on from, as checkpoint/dcp.py finds it: what the tracker
-    names, or else the newest whole one; a manifest is written last."""
-    folders = [manifest.parent for manifest in Path(save).glob("iter_*/manifest.json")]
-    whole = {iteration_of(folder): str(folder) for folder in folders if not folder.suffix}
-    whole.pop(-1, None)
-    with suppress(OSError, ValueError, KeyError):
-        return whole[int((Path(save) / TRACKER).read_text(encoding="utf-8"))]
-    return whole[max(whole)] if whole else None
-
-
-def iteration_of(path: Path) -> int:
-    """500 of iter_0000500, also where it makes way (.old); -1 of any other name."""
-    found = ITERATION.fullmatch(path.name)
-    return int(found[1]) if found else -1

@@ -12,9 +12,10 @@ from dataclasses import asdict
 
 from megatron_yuyuan.errors import LostError, ShortOfMemoryError, YuyuanError
 from megatron_yuyuan.watch import verdict
-from megatron_yuyuan.watch.exit_file import claim_exit, read_exit, resume_from
+from megatron_yuyuan.watch.exit_file import claim_exit, read_exit
 from megatron_yuyuan.watch.heartbeat import BEAT, Watched, absent, astray, read_heartbeats
 from megatron_yuyuan.watch.lease import is_free
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 BROKEN = ("Connection closed by peer", "Connection reset", "Broken pipe", "Connection refused",
           "Socket closed", "remote process exited", "Connection was likely closed")  # fmt: skip
@@ -59,7 +60,7 @@ def _lost(own: Watched, late: bool) -> YuyuanError:
     if not late and (report := _report(own.save)):
         return verdict.reported(report)
     beats = read_heartbeats(own.save, own.rank.ranks)
-    saved = resume_from(own.save) if own.save else None
+    saved = find_checkpoint(own.save) if own.save else None
     if late and (missing := absent(beats, own.rank.rank)):
         return _claim(own, verdict.did_not_come(own.rank, missing, saved), missing)
     if silent := _silent(own, beats):

@@ -1,11 +1,12 @@
 """What is said of a lost rank: three lines for people, and SAVE/exit.json."""
 
 import signal
+from pathlib import Path
 
 from megatron_yuyuan import launcher
 from megatron_yuyuan.errors import BrokenError, LostError, ShortOfMemoryError, YuyuanError
-from megatron_yuyuan.watch.exit_file import resume_from
 from megatron_yuyuan.watch.heartbeat import Beat, Rank
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 REASONS: dict[int, str] = {
     signal.SIGKILL: "somebody killed it, or the kernel did because memory ran out",
@@ -18,14 +19,14 @@ SAID = (LostError.kind, BrokenError.kind, ShortOfMemoryError.kind)
 """Classes of exit.json that whoever wrote it has also printed."""
 
 
-def again(checkpoint: str | None) -> str:
+def again(checkpoint: Path | None) -> str:
     """What to try where a rank was lost."""
     where = f"which goes on from {checkpoint}" if checkpoint else "which begins anew"
     return f"the same command again, {where}"
 
 
 def died(
-    rank: Rank, status: int | None, beat: Beat, stack: str, checkpoint: str | None
+    rank: Rank, status: int | None, beat: Beat, stack: str, checkpoint: Path | None
 ) -> LostError:
     """Of a rank whose end was seen. status: its exit status, or minus the signal; None where nobody
     knows. stack: where a fault happened, if it was one."""
@@ -44,7 +45,7 @@ def name_of(number: int) -> str:
 
 
 def not_awaited(
-    rank: Rank, asked: str, seconds: float, beat: Beat, checkpoint: str | None
+    rank: Rank, asked: str, seconds: float, beat: Beat, checkpoint: Path | None
 ) -> LostError:
     """The error for a rank that was killed so long after a signal had asked it to stop."""
     return LostError(
@@ -54,7 +55,7 @@ def not_awaited(
     )
 
 
-def launcher_died(rank: Rank, launcher: int, beat: Beat, checkpoint: str | None) -> LostError:
+def launcher_died(rank: Rank, launcher: int, beat: Beat, checkpoint: Path | None) -> LostError:
     """The error for a rank that the kernel killed because torchrun had died."""
     return LostError(
         f"its launcher (pid {launcher}) died, and {rank} with it {beat.place}",
@@ -63,7 +64,7 @@ def launcher_died(rank: Rank, launcher: int, beat: Beat, checkpoint: str | None)
     )
 
 
-def did_not_come(waiting: Rank, absent: dict, checkpoint: str | None) -> LostError:
+def did_not_come(waiting: Rank, absent: dict, checkpoint: Path | None) -> LostError:
     """The error for a rank that hangs. absent: its heartbeat file."""
     name = f"rank {absent['rank']} ({absent['host']}, pid {absent['pid']})"
     return LostError(
@@ -74,7 +75,7 @@ def did_not_come(waiting: Rank, absent: dict, checkpoint: str | None) -> LostErr
 
 
 def went_astray(
-    waiting: Rank, beats: list[dict], odd: list[dict], checkpoint: str | None
+    waiting: Rank, beats: list[dict], odd: list[dict], checkpoint: Path | None
 ) -> LostError:
     """Of ranks that wait in another collective than most. beats: the heartbeat files there are; odd: theirs."""
     names = ", ".join(f"rank {b['rank']} ({b['host']}, pid {b['pid']})" for b in odd)
@@ -86,7 +87,7 @@ def went_astray(
     )
 
 
-def hosts_gone(silent: list[dict], checkpoint: str | None) -> LostError:
+def hosts_gone(silent: list[dict], checkpoint: Path | None) -> LostError:
     """Of ranks whose heartbeat files stand still."""
     hosts = ", ".join(sorted({b["host"] for b in silent}))
     ranks = ", ".join(str(b["rank"]) for b in silent)
@@ -98,7 +99,7 @@ def hosts_gone(silent: list[dict], checkpoint: str | None) -> LostError:
 
 
 def unknown(
-    rank: Rank, beat: Beat, beats: list[dict], late: bool, checkpoint: str | None
+    rank: Rank, beat: Beat, beats: list[dict], late: bool, checkpoint: Path | None
 ) -> LostError:
     """The error for a lost rank that nobody can name. beats: the heartbeat files there are."""
     what = "waited in vain for another rank" if late else "lost the connection to another rank"
@@ -124,6 +125,7 @@ def reported(report: dict) -> LostError:
 def report_of(error: YuyuanError, save: str, step: int, culprit: dict, number: int = 0) -> dict:
     """exit.json for an error. culprit: rank, host and pid of the one that was lost, as far as they are
     known; number: of the signal that killed it."""
+    saved = find_checkpoint(save)
     return {
         "class": error.kind,
         "status": error.status,
@@ -134,5 +136,5 @@ def report_of(error: YuyuanError, save: str, step: int, culprit: dict, number: i
         "pid": culprit.get("pid"),
         "signal": name_of(number) if number else None,
         "why": error.why,
-        "resume_from": resume_from(save),
+        "resume_from": str(saved) if saved else None,
     }

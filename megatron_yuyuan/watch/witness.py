@@ -22,7 +22,7 @@ from megatron_yuyuan import launcher
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.errors import BrokenError, LostError, ShortOfMemoryError, YuyuanError
 from megatron_yuyuan.watch import exit_file, verdict
-from megatron_yuyuan.watch.exit_file import claim_exit, read_exit, resume_from
+from megatron_yuyuan.watch.exit_file import claim_exit, read_exit
 from megatron_yuyuan.watch.heartbeat import (
     BEAT,
     Beat,
@@ -34,6 +34,7 @@ from megatron_yuyuan.watch.heartbeat import (
 )
 from megatron_yuyuan.watch.lease import is_free
 from megatron_yuyuan.watch.processes import Process, die_with_parent
+from megatron_yuyuan.watch.saved import find_checkpoint
 from megatron_yuyuan.watch.signals import Signals
 from megatron_yuyuan.watch.stacks import Stacks, in_one_line, waits
 
@@ -187,7 +188,7 @@ class Witness:
             return None
         if status == 1:
             return BrokenError(f"{self._rank} ended with an error of this program {beat.place}")
-        saved = resume_from(self._save) if self._save else None
+        saved = find_checkpoint(self._save) if self._save else None
         if launcher.by_torchrun() and status in (None, -signal.SIGKILL) and self._launcher.ended():
             return verdict.launcher_died(self._rank, self._launcher.pid, beat, saved)
         if late:

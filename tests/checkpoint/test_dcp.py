@@ -16,9 +16,6 @@ from tiny import TINY, Layout, RandomText, build_trainer
 from megatron_yuyuan.checkpoint import dcp as dcp_module
 from megatron_yuyuan.checkpoint.dcp import (
     FORMAT_VERSION,
-    TRACKER,
-    checkpoint_path,
-    find_checkpoint,
     load_tensors,
     read_state,
     require_checkpoint,
@@ -28,6 +25,7 @@ from megatron_yuyuan.checkpoint.leftovers import remove_leftovers
 from megatron_yuyuan.checkpoint.manifest import digests
 from megatron_yuyuan.checkpoint.writer import without_crc32
 from megatron_yuyuan.errors import DataError, SpaceError, UnsafeError
+from megatron_yuyuan.watch.saved import TRACKER, checkpoint_path, find_checkpoint
 
 CONFIG = TINY.replace(num_layers=4)
 

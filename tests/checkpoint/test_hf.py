@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_yuyuan.checkpoint import hf, hf_shards
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint, read_state, save_checkpoint
+from megatron_yuyuan.checkpoint.dcp import read_state, save_checkpoint
 from megatron_yuyuan.checkpoint.hf import (
     export_directory,
     from_huggingface,
@@ -26,6 +26,7 @@ from megatron_yuyuan.data.tokenizer import Tokenizer, train_bpe
 from megatron_yuyuan.errors import ConfigError, DataError, UnsafeError
 from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.model.initialization import init_weights
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 TEXTS = [
     "Question:What is gout? answer: Gout is a disease of the joints.",

@@ -14,12 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import TINY, Layout, RandomText, build_trainer
 from torch.distributed.tensor import DTensor
 
-from megatron_yuyuan.checkpoint.dcp import (
-    describe_run,
-    find_checkpoint,
-    read_state,
-    save_checkpoint,
-)
+from megatron_yuyuan.checkpoint.dcp import describe_run, read_state, save_checkpoint
 from megatron_yuyuan.checkpoint.hf_directory import read_tensors
 from megatron_yuyuan.checkpoint.hf_format import from_huggingface
 from megatron_yuyuan.checkpoint.hf_start import describe_huggingface, load_huggingface
@@ -29,6 +24,7 @@ from megatron_yuyuan.errors import ConfigError, DataError, UnsafeError
 from megatron_yuyuan.log import read_metrics
 from megatron_yuyuan.origin import starting_point
 from megatron_yuyuan.resolve import resolve, run_tokenizer
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 transformers = pytest.importorskip("transformers", reason="needs transformers")
 CONFIG = TINY.replace(num_layers=4, vocab_size=301, global_batch_size=8)

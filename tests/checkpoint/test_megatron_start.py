@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tiny import TINY, Layout, RandomText, build_trainer
 from torch.distributed.tensor import DTensor
 
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint, read_state
+from megatron_yuyuan.checkpoint.dcp import read_state
 from megatron_yuyuan.checkpoint.megatron import to_megatron
 from megatron_yuyuan.checkpoint.megatron_directory import write_torch_dist
 from megatron_yuyuan.checkpoint.megatron_start import open_megatron
@@ -26,6 +26,7 @@ from megatron_yuyuan.log import read_metrics
 from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.origin import starting_point
 from megatron_yuyuan.resolve import resolve, run_tokenizer
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 CONFIG = TINY.replace(num_layers=4, vocab_size=301, max_position_embeddings=32, seq_length=32)
 KINDS = ("torch_dist", "state_dict.pt", "state_dict.safetensors")

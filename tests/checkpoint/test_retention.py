@@ -9,13 +9,14 @@ import torch
 from tiny import TINY
 
 from megatron_yuyuan.checkpoint import retention
-from megatron_yuyuan.checkpoint.dcp import TRACKER, find_checkpoint, load_tensors, save_checkpoint
+from megatron_yuyuan.checkpoint.dcp import load_tensors, save_checkpoint
 from megatron_yuyuan.checkpoint.newest import newest_before, newest_whole
 from megatron_yuyuan.checkpoint.retention import best_checkpoint, remove_superseded
 from megatron_yuyuan.config import CheckpointConfig
 from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.resolve import require_validation
 from megatron_yuyuan.validation import validate
+from megatron_yuyuan.watch.saved import TRACKER, find_checkpoint
 
 LOSSES = {100: 5.0, 200: 3.0, 300: None, 400: 4.0, 500: 3.0, 600: 4.5}
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from tiny import TINY, Layout, build_trainer
 
 from megatron_yuyuan.checkpoint import rollback as rollback_module
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint, load_tensors, read_state
+from megatron_yuyuan.checkpoint.dcp import load_tensors, read_state
 from megatron_yuyuan.checkpoint.rollback import Rollback
 from megatron_yuyuan.checkpoint.saver import build_saver
 from megatron_yuyuan.config import Config
@@ -21,6 +21,7 @@ from megatron_yuyuan.train.loop import train
 from megatron_yuyuan.train.spikes import left_out_too, number_of, same_until
 from megatron_yuyuan.train.stopping import Stopping
 from megatron_yuyuan.validation import validate
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 CONFIG = TINY.replace(
     num_layers=2,

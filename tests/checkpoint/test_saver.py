@@ -16,10 +16,11 @@ from tiny import TINY, Layout, RandomText, build_trainer
 
 from megatron_yuyuan.checkpoint import saver as saver_module
 from megatron_yuyuan.checkpoint import space, writer
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint, read_state, save_checkpoint
+from megatron_yuyuan.checkpoint.dcp import read_state, save_checkpoint
 from megatron_yuyuan.checkpoint.saver import NoSaver, build_saver
 from megatron_yuyuan.errors import DataError, SpaceError
 from megatron_yuyuan.log import Log, read_metrics
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 TOKENIZER = SimpleNamespace(fingerprint="0", vocab_size=120)
 CONFIG = Layout(data=2).of(TINY.replace(num_layers=2))

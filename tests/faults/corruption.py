@@ -212,12 +212,12 @@ def checkpoint(run: Path, strict: bool = False) -> Subject:
     """A run that is continued; swapped with the files of the checkpoint before."""
     import torch
 
-    from megatron_yuyuan.checkpoint.dcp import TRACKER
     from megatron_yuyuan.checkpoint.stored import StoredTensors
     from megatron_yuyuan.config import Config
     from megatron_yuyuan.origin import starting_point
     from megatron_yuyuan.resolve import run_tokenizer
     from megatron_yuyuan.run import fill_or_fall_back
+    from megatron_yuyuan.watch.saved import TRACKER
 
     shapes = StoredTensors(run / "iter_0000003").shapes
 

@@ -15,8 +15,8 @@ from faults import corruption
 from faults.corruption import VERDICTS, Subject, checkpoint, make_run, matrix, subjects, table
 
 from megatron_yuyuan.checkpoint import manifest
-from megatron_yuyuan.checkpoint.dcp import TRACKER, load_tensors, read_run, save_checkpoint
-from megatron_yuyuan.checkpoint.manifest import MANIFEST, digests, verify, verify_sizes
+from megatron_yuyuan.checkpoint.dcp import load_tensors, read_run, save_checkpoint
+from megatron_yuyuan.checkpoint.manifest import digests, verify, verify_sizes
 from megatron_yuyuan.checkpoint.newest import named_checkpoint, newest_before, newest_whole
 from megatron_yuyuan.checkpoint.writer import BESIDE
 from megatron_yuyuan.config import Config
@@ -26,6 +26,7 @@ from megatron_yuyuan.log import read_metrics
 from megatron_yuyuan.origin import Origin, starting_point
 from megatron_yuyuan.resolve import fall_back
 from megatron_yuyuan.validation import validate
+from megatron_yuyuan.watch.saved import MANIFEST, TRACKER
 
 PORTION = 9
 """Of the cases, what is run always."""

@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from tiny import TINY, Layout, RandomText, all_layouts, build_trainer
 
-from megatron_yuyuan.checkpoint.dcp import checkpoint_path, load_tensors, save_checkpoint
+from megatron_yuyuan.checkpoint.dcp import load_tensors, save_checkpoint
 from megatron_yuyuan.train.trainer import Trainer
+from megatron_yuyuan.watch.saved import checkpoint_path
 
 CONFIG = TINY.replace(num_layers=8, hidden_dropout=0.1)
 STEPS = 2

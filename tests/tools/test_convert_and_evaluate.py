@@ -11,8 +11,8 @@ import pytest
 from tiny_run import save_run
 
 from megatron_yuyuan.checkpoint import megatron_convert
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint
 from megatron_yuyuan.checkpoint.model import load_model
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 NAMES = ("gout", "lupus", "flu")
 PAIRS = [

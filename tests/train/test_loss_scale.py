@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from portions import in_portions
 from tiny import TINY, Layout, RandomText, build_trainer
 
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint
 from megatron_yuyuan.cli import parse_config
 from megatron_yuyuan.config import TrainingConfig
 from megatron_yuyuan.errors import ConfigErrors, DataError
@@ -20,6 +19,7 @@ from megatron_yuyuan.log import read_metrics
 from megatron_yuyuan.parallel.pipeline import Pipeline
 from megatron_yuyuan.train.loss_scale import LossScale
 from megatron_yuyuan.validation import validate
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 FP16 = TINY.replace(fp16=True)
 

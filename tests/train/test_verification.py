@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 from tiny import TINY, Layout, RandomText, build_trainer
 
-from megatron_yuyuan.checkpoint.dcp import find_checkpoint
 from megatron_yuyuan.checkpoint.saver import build_saver
 from megatron_yuyuan.errors import MachineError
 from megatron_yuyuan.exit_report import exit_reported
 from megatron_yuyuan.log import Log
 from megatron_yuyuan.train.verification import _minority, make_deterministic
 from megatron_yuyuan.validation import validate
+from megatron_yuyuan.watch.saved import find_checkpoint
 
 SMALL = TINY.replace(num_layers=2, hidden_dropout=0.1)
 FIGURES = ("lm_loss", "grad_norm")

@@ -10,13 +10,7 @@ import time
 import pytest
 
 from megatron_yuyuan.watch import exit_file
-from megatron_yuyuan.watch.exit_file import (
-    claim_exit,
-    forget_before,
-    read_exit,
-    replace,
-    resume_from,
-)
+from megatron_yuyuan.watch.exit_file import claim_exit, forget_before, read_exit, replace
 
 
 def test_of_many_claimants_one_writes(tmp_path):
@@ -115,19 +109,6 @@ def test_what_is_no_report_is_none(tmp_path, text):
     if text is not None:
         (tmp_path / "exit.json").write_text(text)
     assert read_exit(tmp_path) is None
-
-
-def test_the_newest_whole_checkpoint_is_named(tmp_path):
-    assert resume_from(tmp_path) is None
-    for name in ("iter_0000005", "iter_0000010", "iter_0000015.tmp", "iter_0000012.old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "manifest.json").touch()
-    (tmp_path / "iter_0000020").mkdir()
-    assert resume_from(tmp_path) == str(tmp_path / "iter_0000010")
-    tracker = tmp_path / "latest_checkpointed_iteration.txt"
-    for text, number in (("5", 5), ("15", 10), ("20", 10), ("none", 10)):
-        tracker.write_text(text)  # as after --ckpt-step 5; what is not whole is not gone on from
-        assert resume_from(tmp_path) == str(tmp_path / f"iter_{number:07d}")
 
 
 def test_a_full_disk_keeps_the_old_file_and_no_half_of_a_new_one(tmp_path, monkeypatch):
