@@ -54,9 +54,11 @@ def steps(directory: Path) -> list[tuple[str, list[str]]]:
         "7. answers to the held-out wordings": f"""
             {tools}/evaluate_qa.py --load {out}/finetuned --limit 0 --max-new-tokens 32 --greedy-only
             --data {out}/data/held_out_test.jsonl --output {out}/answers.jsonl""",
-        "8. a directory for Hugging Face transformers": f"""
+        "8. a page about the finetuning, for any browser": f"""
+            {tools}/report.py {out}/finetuned""",
+        "9. a directory for Hugging Face transformers": f"""
             {tools}/convert_checkpoint.py --to hf --load {out}/finetuned --save {out}/huggingface""",
-        "9. one question, asked of the exported model": f"""
+        "10. one question, asked of the exported model": f"""
             {tools}/generate_text.py --load {out}/huggingface
             --question "Which organ makes insulin?" """,
     }
@@ -89,7 +91,7 @@ def main() -> None:
             "nothing is overwritten",
             f"another directory (make quickstart OUT=other), or rm -r {shlex.quote(str(out))}",
         )
-    print("The whole chain in nine commands; each runs with OMP_NUM_THREADS=1.")
+    print("The whole chain in ten commands; each runs with OMP_NUM_THREADS=1.")
     begun = time.perf_counter()
     for title, words in steps(out):
         step(title, words)
@@ -116,6 +118,7 @@ shards        {out / "data"}
 pretrained    {out / "pretrained"}
 finetuned     {out / "finetuned"}
 answers       {out / "answers.jsonl"}
+report        {out / "finetuned" / "report.html"}, to open in a browser
 Hugging Face  {out / "huggingface"}
 
 ask it        {python()} tools/generate_text.py --load {out / "huggingface"} --question "What causes malaria?"

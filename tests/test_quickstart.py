@@ -22,6 +22,7 @@ def test_the_quickstart_teaches_a_tiny_model_to_answer(tmp_path):
     for product in ("tokenizer", "data", "pretrained", "finetuned", "huggingface"):
         assert any((out / product).iterdir())
         assert str(out / product) in ended.stdout
+    assert "What is diabetes?" in (out / "finetuned" / "report.html").read_text()
     validation = read_metrics(out / "pretrained" / "metrics.jsonl", "evaluation")
     assert validation[-1]["validation_loss"] < validation[0]["validation_loss"]
     load_and_ask(out / "huggingface")
