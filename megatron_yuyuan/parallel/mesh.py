@@ -12,14 +12,17 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import _set_pg_timeout  # torch 2.13 has no public one
 
 from megatron_yuyuan import launcher
 from megatron_yuyuan.config import ParallelConfig
 from megatron_yuyuan.errors import ConfigError, LostError
 from megatron_yuyuan.parallel.alike import require_alike
 from megatron_yuyuan.parallel.meeting import Meeting
+
+set_timeout = getattr(dist, "set_timeout", None) or distributed_c10d._set_pg_timeout
+"""Public from torch 2.15 on, where the other warns."""
 
 
 def world_size() -> int:
@@ -153,7 +156,7 @@ def _set_timeouts(mesh: Mesh, timeout: timedelta) -> None:
     groups = [*mesh.axes.get_all_groups(), mesh.data.get_group(), mesh.tied_group]
     for group in groups:
         if group is not None:
-            _set_pg_timeout(timeout, group)
+            set_timeout(timeout, group)
 
 
 def _join(parallel: ParallelConfig, device: torch.device, gives_up: Callable[[], str]) -> None:

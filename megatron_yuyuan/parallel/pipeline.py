@@ -90,7 +90,7 @@ class Pipeline:
             loss_fn=self._scaled,
             scale_grads=False,
         )
-        _leave_gathering_to_fsdp(made, list(self.models))
+        _leave_gathering_to_fsdp(made)
         return made
 
     def forward_backward(self, batch: Batch, step: int, tokens_in_global_batch: Tensor) -> Tensor:
@@ -115,6 +115,8 @@ class Pipeline:
         named: dict = {**batch.model_inputs(), "step": step, "labels": batch.labels}
         if self.holds_last:
             named |= {"target": batch.labels, "losses": losses, "return_outputs": False}
+        if isinstance(schedule, _PipelineScheduleRuntime):
+            schedule.unsharded_stages = set(self.models)  # torch 2.15 forgets them after a step
         schedule.step(*inputs, **named)
         return [loss.detach() for loss in losses]
 
@@ -144,7 +146,7 @@ class Pipeline:
         return result
 
 
-def _leave_gathering_to_fsdp(schedule: Schedule, stages: list[int]) -> None:
+def _leave_gathering_to_fsdp(schedule: Schedule) -> None:
     """Have each unit of FSDP2 gather its weights when it computes, and keep them or not as it was told, which
     is what 1F1B does. torch's plans for several stages a rank gather all units of up to three stages ahead of
     them: more than is held under optim_grads_params, and again and again where a rank has more stages."""
@@ -153,7 +155,6 @@ def _leave_gathering_to_fsdp(schedule: Schedule, stages: list[int]) -> None:
     for rank, actions in schedule.pipeline_order_with_comms.items():
         kept = [a for a in actions if a.computation_type not in (UNSHARD, RESHARD)]
         schedule.pipeline_order_with_comms[rank] = kept
-    schedule.unsharded_stages = set(stages)
 
 
 def _ends(config: Config, plan: StagePlan, stage: int) -> tuple[Tensor, tuple[Tensor, ...]]:
