@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 
 from megatron_yuyuan.checkpoint.dcp import describe_run, save_checkpoint
 from megatron_yuyuan.checkpoint.leftovers import remove_leftovers
@@ -181,15 +181,9 @@ class BackgroundSaver(Saver):
 
     def __init__(self, config: Config, state: TrainState, *rest):
         super().__init__(config, state, *rest)
-        cuda = state.mesh.device.type == "cuda"
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=cuda,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=cuda,
-            )
-        )
+        self._cuda = state.mesh.device.type == "cuda"
+        self._stager = StateDictStager(pin_memory=self._cuda)
+        """Not torch's DefaultStager, which in torch 2.11 stages only once."""
         timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
         self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._thread = ThreadPoolExecutor(
@@ -202,8 +196,9 @@ class BackgroundSaver(Saver):
         require_same_copies(self._state)
         begun, iteration = time.perf_counter(), self._state.iteration
         self._wait()
-        staged = self._stager.stage(self._state.tensors())
-        assert isinstance(staged, dict)  # a future, were the staging asynchronous
+        staged = self._stager.stage(self._state.tensors(), non_blocking=self._cuda)
+        if self._cuda:
+            torch.cuda.synchronize(self._state.mesh.device)
         future = self._thread.submit(
             self._write, begun, iteration, staged, self._document(validation_loss)
         )

@@ -20,6 +20,7 @@ from torch.profiler import record_function
 
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data.loader import Batch
+from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.model.gpt2 import GPT2
 from megatron_yuyuan.parallel.data import compute_dtype
 from megatron_yuyuan.parallel.forward import StagedForward
@@ -27,6 +28,9 @@ from megatron_yuyuan.parallel.mesh import Mesh
 from megatron_yuyuan.parallel.stages import StagePlan, runs_as
 
 Schedule = PipelineScheduleSingle | PipelineScheduleMulti
+DIVIDES_BACKWARD = torch.__version__ >= "2.13"
+"""Whether torch computes the gradients of inputs and of weights apart where autograd functions of ours are on
+the way: earlier ones fail in the first backward of a zero-bubble schedule."""
 
 
 class NamedStage(PipelineStage):
@@ -77,8 +81,15 @@ class Pipeline:
         self._schedule = self._scheduled(config) if mesh.size("pipeline") > 1 else None
 
     def _scheduled(self, config: Config) -> Schedule:
-        """torch's schedule over this rank's stages."""
-        schedule = get_schedule_class(runs_as(config.parallel, self.micro_batches))
+        """torch's schedule over this rank's stages. Raises ConfigError."""
+        name = runs_as(config.parallel, self.micro_batches)
+        if "ZeroBubble" in name and not DIVIDES_BACKWARD:
+            raise ConfigError(
+                f"pipeline_schedule={name} with torch {torch.__version__}",
+                "it cannot cut the backward of this model in two",
+                "torch 2.13 or newer, or --pipeline-schedule Interleaved1F1B",
+            )
+        schedule = get_schedule_class(name)
         group, device, plan = self.mesh.group("pipeline"), self.mesh.device, self.forward.plan
         stages = [
             NamedStage(model, number, len(plan), device, *_ends(config, plan, number), group=group)

@@ -49,6 +49,7 @@ def test_a_scale_that_is_too_small_is_clamped_and_never_infinite():
         assert to_float8(x, torch.tensor(1e-9), dtype).float().abs().max() == torch.finfo(dtype).max
 
 
+@pytest.mark.skipif(torch.__version__ < "2.12", reason="torch 2.11 has this product on GPUs alone")
 @pytest.mark.parametrize("format_of_a", [E4M3, E5M2], ids=["e4m3", "e5m2"])
 @pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
 def test_torchs_product_is_the_reference(format_of_a, with_bias):

@@ -11,6 +11,7 @@ from trajectory import figures_of_five_steps
 
 from megatron_yuyuan.config import ParallelConfig
 from megatron_yuyuan.parallel import mesh as mesh_module
+from megatron_yuyuan.parallel.pipeline import DIVIDES_BACKWARD
 
 BOUND = 1e-5
 HALF_BOUND = 3e-3
@@ -54,6 +55,9 @@ def alone(ranks):
 
 
 def check(ranks, alone, choices: list[dict[str, str]]) -> None:
+    """Of the choices that this torch can compute: zero bubbles need torch 2.13."""
+    if not DIVIDES_BACKWARD:
+        choices = [c for c in choices if "ZeroBubble" not in c.get("schedule", "")]
     for choice, found in zip(choices, ranks.run(8, trajectories, choices), strict=True):
         expected = alone[configured(choice).model.num_layers]
         if (DEFAULTS | choice)["precision"] == "float32":

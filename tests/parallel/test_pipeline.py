@@ -10,6 +10,8 @@ from tiny import TINY, Layout, RandomText, build_trainer, largest_difference
 from trajectory import five_steps
 
 from megatron_yuyuan.checkpoint.dcp import load_tensors, save_checkpoint
+from megatron_yuyuan.errors import ConfigError
+from megatron_yuyuan.parallel import pipeline
 from megatron_yuyuan.parallel.stages import runs_as
 
 V_SHAPED = "ZBVZeroBubble"
@@ -53,6 +55,21 @@ def test_any_number_of_micro_batches(ranks, alone, schedule, micro):
         pipeline_model_parallel_size=2, pipeline_schedule=schedule, micro_batch_size=micro
     )
     compare(ranks.run(2, five_steps, config), alone[8])
+
+
+def refusal_by_an_older_torch(config) -> str:
+    """What a start says under a torch that divides no backward."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError) as refused:
+        patch.setattr(pipeline, "DIVIDES_BACKWARD", False)
+        build_trainer(config)
+    return refused.value.what
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[2:])
+def test_a_torch_that_divides_no_backward_is_refused(ranks, schedule):
+    config = TINY.replace(pipeline_model_parallel_size=2, pipeline_schedule=schedule)
+    said = ranks.run(2, refusal_by_an_older_torch, config)
+    assert said == f"pipeline_schedule={schedule} with torch {torch.__version__}"
 
 
 def test_a_number_that_a_schedule_refuses_runs_in_gpipes_order(ranks, alone):
