@@ -1,6 +1,7 @@
 """A step of a rank that does not exist counts what a real one does."""
 
 import pytest
+import torch
 import torch.distributed as dist
 from parallel.test_collectives import expected_over, set_chunk
 from planner.executed import executed_flops
@@ -31,6 +32,7 @@ def test_a_fake_rank_holds_what_a_real_one_holds(ranks, layout):
     assert predicted.total == pytest.approx(measured[last], rel=BOUND)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="its first step probes the pipeline")
 @pytest.mark.parametrize(
     "layout",
     [Layout(2, 2, 2, True), pytest.param(Layout(1, 2, 2), marks=pytest.mark.slow)],

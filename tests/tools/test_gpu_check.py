@@ -266,6 +266,7 @@ def test_what_training_takes_drops_what_it_is_asked_on_cuda(benchmark):
         assert machine_gpu.drop_rate(0.1, device) == pytest.approx(0.1, abs=machine_gpu.TOLERANCE)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.12", reason="torch 2.11 has this product on GPUs alone")
 def test_float8_products_are_measured(benchmark):
     row = benchmark("machine_gpu").float8_product(CPU, 16, 32, 48)
     assert row["flops_per_second"] > 0
