@@ -30,8 +30,9 @@ ORDINARY = {name: value for name, value in os.environ.items() if name not in SWI
     "TERM": "xterm",
     "COLUMNS": "100",
     "LINES": "30",
+    "PYTHON_COLORS": "0",
 }
-"""An environment that leaves it to the terminal."""
+"""An environment that leaves it to the terminal, but for the colours of Python 3.13's own tracebacks."""
 HIDE_CURSOR, SHOW_CURSOR, ESCAPE = "\x1b[?25l", "\x1b[?25h", "\x1b"
 
 

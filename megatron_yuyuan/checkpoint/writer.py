@@ -54,8 +54,7 @@ class _DigestingFileSystem(FileSystem):
     @contextmanager
     def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[io.IOBase]:
         fault_point("save.file_begun")
-        with super().create_stream(path, mode) as raw:
-            stream = _DigestingStream(raw)
+        with super().create_stream(path, mode) as raw, _DigestingStream(raw) as stream:
             yield stream
         self._digests[Path(path).name] = stream.entry()
         fault_point("save.file_written")

@@ -88,7 +88,7 @@ def test_every_kind_of_file_is_read(tmp_path, name, content):
         (b"", "is empty"),
         (b'{"q": "too short"}', "no string of 8 words or more"),
         (json.dumps({QUESTION: 1}).encode(), "no string of 8 words or more"),
-        (b'[{"q": "a"},\n]', "line 2 column 1"),
+        (b'[{"q": "a"}\n{]', "line 2 column 1"),
         (b"[" * 100_000, "nested deeper"),
         (b"\xff\xfe" + QUESTION.encode("utf-16-le"), "invalid start byte"),
         (f"<Document>{QUESTION}</Document>".encode(), "as XML does"),
