@@ -7,8 +7,6 @@ import warnings
 
 import pytest
 import sacrebleu
-from nltk.translate.bleu_score import SmoothingFunction
-from nltk.translate.bleu_score import sentence_bleu as nltk_sentence_bleu
 
 from megatron_yuyuan.evaluate.bleu import (
     CORPUS_SMOOTHING,
@@ -34,11 +32,12 @@ WEIGHTS = [tuple([1 / n] * n + [0] * (4 - n)) for n in (1, 2, 3, 4)]
 
 def nltk_bleu(answer: str, reference: str) -> dict[str, list[float]]:
     """Cumulative BLEU-1 to BLEU-4 by NLTK, unsmoothed and by methods 5 and 7."""
-    methods = {name: getattr(SmoothingFunction(), name) for name in SENTENCE_SMOOTHING[1:]}
+    nltk = pytest.importorskip("nltk.translate.bleu_score", reason="needs nltk, the reference")
+    methods = {name: getattr(nltk.SmoothingFunction(), name) for name in SENTENCE_SMOOTHING[1:]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that some n-grams have no match
         return {
-            name: nltk_sentence_bleu([reference.split()], answer.split(), WEIGHTS, method)
+            name: nltk.sentence_bleu([reference.split()], answer.split(), WEIGHTS, method)
             for name, method in ({"unsmoothed": None} | methods).items()
         }
 
