@@ -2,7 +2,9 @@
 of weights from elsewhere."""
 
 import os
+import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,7 @@ from megatron_yuyuan.model.gpt2 import GPT2
 @contextmanager
 def new_directory(target: str | Path) -> Iterator[Path]:
     """A temporary directory beside `target` that takes its name when the `with` block ends well,
-    else goes. A process that is killed leaves it, as `.NAME.PID.tmp`.
+    else goes. A process that is killed leaves it, as `.NAME.HEX.tmp`.
 
     Raises ConfigError where the target exists and is not an empty directory, DataError where the
     disk refuses, and of these SpaceError where it is full. What is read within must say itself that
@@ -34,7 +36,7 @@ def new_directory(target: str | Path) -> Iterator[Path]:
             "nothing that is there is overwritten",
             "a --save that does not exist yet",
         )
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
@@ -61,12 +63,10 @@ def new_directory(target: str | Path) -> Iterator[Path]:
 def scratch_beside(partial: Path) -> Iterator[Path]:
     """A folder for what a conversion needs on the way: on the file system of its target, which has room,
     as the system's folder for temporary files need not."""
-    scratch = partial.with_suffix(".scratch.tmp")
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        ".tmp", f"{partial.stem}.scratch.", partial.parent, ignore_cleanup_errors=True
+    ) as scratch:
+        yield Path(scratch)
 
 
 class Deferred(torch.Tensor):

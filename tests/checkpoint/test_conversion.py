@@ -60,6 +60,15 @@ def test_a_directory_is_on_the_disk_when_it_has_its_name(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
+def test_what_another_process_left_or_makes_is_in_nobodys_way(tmp_path):
+    """In a container every process may have the same number."""
+    with new_directory(tmp_path / "new") as theirs, scratch_beside(theirs):
+        with new_directory(tmp_path / "new") as ours, scratch_beside(ours):
+            (ours / "file").write_text("a")
+        assert theirs.is_dir()
+        (tmp_path / "new" / "file").unlink()
+
+
 def test_what_fails_to_be_written_is_said_and_removed(tmp_path):
     for number, error, said in ((28, SpaceError, "No space left"), (13, DataError, "Permission")):
         with (
