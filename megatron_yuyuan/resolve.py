@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_yuyuan.checkpoint.newest import newest_before
 from megatron_yuyuan.config import Config, ModelConfig, config_fields
 from megatron_yuyuan.config_toml import from_dict
+from megatron_yuyuan.data.indexed_dataset import prefix_of
 from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.data.tokenizer import Tokenizer, open_tokenizer, read_tokenizer
 from megatron_yuyuan.errors import ConfigError, DamagedError, DataError
@@ -264,7 +265,7 @@ def _what_matters(config: Config, more: frozenset[str]) -> dict[str, str]:
     }
     paths = {"data_path", "train_data_path", "valid_data_path"}
     for name in paths & values.keys():  # folders may change
-        values[name] = tuple(Path(word).name for word in values[name])
+        values[name] = tuple(prefix_of(Path(word).name) for word in values[name])
     optimizer, training = config.optimizer, config.training
     if optimizer.lr_decay_style == "constant" and not optimizer.lr_warmup_fraction:
         values["lr_decay_iters"] = values["lr_decay_samples"] = 0

@@ -124,9 +124,7 @@ def _flag_of(field: str) -> str:
 
 
 def open_shard(prefix: str, config: Config, tokenizer: Tokenizer) -> IndexedDataset:
-    """A shard, checked against the tokenizer; either of its files may be named. Raises ConfigError and
-    DataError."""
-    prefix = prefix.removesuffix(".bin").removesuffix(".idx")
+    """A shard, checked against the tokenizer. Raises ConfigError and DataError."""
     shard, place = IndexedDataset(prefix), (mesh_module.rank(), mesh_module.world_size())
     shard.check_vocabulary(tokenizer.fingerprint, tokenizer.vocab_size, *place)
     if borders(config, tokenizer) and not shard.meta.get("append_eod", True):

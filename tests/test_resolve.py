@@ -72,7 +72,7 @@ def test_what_is_validated_may_change_unless_it_decides_what_is_kept():
 
 def test_folders_of_shards_may_change_but_not_their_names():
     moved = TINY.replace(keep_best=1, valid_data_path=("new/valid",), data_path=("new/text",))
-    saved = TINY.replace(valid_data_path=("old/valid",), data_path=("old/text",))
+    saved = TINY.replace(valid_data_path=("old/valid",), data_path=("old/text.idx",))
     assert compare_with_checkpoint(moved, continued(saved)) == []
     with pytest.raises(ConfigError, match="data_path was text, is other"):
         compare_with_checkpoint(moved.replace(data_path=("new/other",)), continued(saved))

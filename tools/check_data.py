@@ -40,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> None:
         tokenizer = named_tokenizer(options)
     cards = []
     for prefix in options.prefix:
-        cards.append(check(prefix.removesuffix(".idx").removesuffix(".bin"), tokenizer))
+        cards.append(check(prefix, tokenizer))
         if not options.json:
             show(cards[-1])
     if options.json:

@@ -146,6 +146,11 @@ def _extremes(values: np.ndarray) -> tuple[int, ...]:
     return (int(values.min()), int(values.max())) if len(values) else ()
 
 
+def prefix_of(word: str) -> str:
+    """PREFIX of PREFIX, PREFIX.bin and PREFIX.idx: people name a file."""
+    return word.removesuffix(".bin").removesuffix(".idx")
+
+
 class IndexedDataset:
     """Reads one shard through memory maps, after checking everything that its .idx claims.
 
@@ -158,7 +163,7 @@ class IndexedDataset:
     """
 
     def __init__(self, prefix: str | Path):
-        self.prefix = str(prefix)
+        self.prefix = prefix_of(str(prefix))
         self.meta = _read_meta(self.prefix)
         """What PREFIX.meta.json says; empty without one."""
         try:
