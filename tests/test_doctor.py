@@ -355,6 +355,24 @@ def test_the_disk_must_hold_what_the_run_keeps():
     assert 4 * config.model.num_parameters < adapted < needed
 
 
+@pytest.mark.parametrize(
+    ("rules", "kept"),
+    [
+        ({}, 20),
+        ({"keep_last": 2}, 3),
+        ({"keep_best": 1}, 3),
+        ({"save_retain_interval": 700}, 4),
+        ({"save_retain_interval": 200, "keep_last": 2}, 13),
+        ({"save_retain_interval": 100}, 20),
+    ],
+    ids=str,
+)
+def test_the_checkpoints_that_lie_there_while_one_is_written(rules, kept):
+    """Two that two rules keep are counted twice: never too few."""
+    config = TINY.replace(save="x", save_interval=100, train_iters=2000, **rules)
+    assert storage.checkpoints_kept(config) == kept
+
+
 LEASE = lease._document("47", 0, 0, None)
 
 

@@ -36,11 +36,14 @@ def checkpoint_bytes(config: Config) -> int:
 def checkpoints_kept(config: Config) -> int:
     """How many checkpoints stay at the most; 1 where the length of the run is not known."""
     training, checkpoint = config.training, config.checkpoint
-    if checkpoint.keep_last or checkpoint.keep_best:
-        return checkpoint.keep_last + checkpoint.keep_best + 1  # the new one is written before
-    interval = checkpoint.save_retain_interval or checkpoint.save_interval
     steps = training.train_iters or training.train_samples // max(1, training.global_batch_size)
-    return max(1, math.ceil(steps / interval)) if interval else 1
+    interval, retain = checkpoint.save_interval, checkpoint.save_retain_interval
+    saved = max(1, math.ceil(steps / interval)) if interval else 1
+    if not (retain or checkpoint.keep_last or checkpoint.keep_best):
+        return saved
+    retained = steps // retain if retain else 0
+    kept = retained + max(1, checkpoint.keep_last) + checkpoint.keep_best
+    return min(saved, kept + 1) if steps else kept + 1  # the new one is written before one goes
 
 
 def examine_storage(config: Config, resolved: bool) -> list[Finding]:
