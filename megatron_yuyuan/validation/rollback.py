@@ -20,11 +20,12 @@ def rollback_problems(config: Config) -> Problems:
                 "no spike would be mended",
             )
             yield ConfigError(what, why, "a number above 0, or leave it out")
-    if c.keep_last and c.save_interval and not c.save_retain_interval:
+    if (c.keep_last or c.keep_best) and c.save_interval and not c.save_retain_interval:
         needed = 1 + -(-t.rollback_iters // c.save_interval)
-        if c.keep_last < needed:
+        if max(1, c.keep_last) < needed:
+            kept = f"keep_last={c.keep_last}" if c.keep_last else f"keep_best={c.keep_best}"
             yield ConfigError(
-                f"keep_last={c.keep_last} with save_interval={c.save_interval}, and "
+                f"{kept} with save_interval={c.save_interval}, and "
                 f"rollback_iters={t.rollback_iters}",
                 "a checkpoint that is old enough would be gone",
                 f"--keep-last {needed}",

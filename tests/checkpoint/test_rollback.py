@@ -265,6 +265,7 @@ def test_positions_and_numbers():
         ({"max_rollbacks": 0}, "max_rollbacks=0 with rollback_iters=3"),
         ({"rollback_skip_batches": 0}, "rollback_skip_batches=0 with rollback_iters=3"),
         ({"rollback_iters": 100, "keep_last": 5}, "keep_last=5 with save_interval=4"),
+        ({"keep_best": 1}, "keep_best=1 with save_interval=4"),
         ({"save": ""}, "rollback_iters without save"),
         ({"rollback_iters": 0}, "rollback_skip_batches without rollback_iters"),
     ],
