@@ -171,10 +171,13 @@ def _refuse_flags_of_citations(options, sources: list[Source]) -> None:
     """Raises ConfigError for flags that mean nothing for texts that say nothing of themselves."""
     given = [name for name in FILTERS if getattr(options, name)]
     given += ["languages"] * (options.languages != ["eng"])
-    if given and not any(source.format in CITED for source in sources):
+    formats = {source.format for source in sources}
+    if formats & set(CITED):
+        given = [name for name in given if name != "keep_retracted"]
+    if given and "pubmed-xml" not in formats:
         raise ConfigError(
             f"{', '.join('--' + name.replace('_', '-') for name in given)}: not for these texts",
-            f"{sources[0].path} does not say what they choose by, as PubMed's and PMC's files do",
+            f"{sources[0].path} does not say what they choose by, as PubMed's files do",
             "leave it out",
         )
 

@@ -22,7 +22,8 @@ from megatron_yuyuan.errors import ConfigError, DataError, UnsafeError
 
 TEXT_FORMATS = ("pubmed-xml", "jats-xml", "jsonl", "text")
 CITED = TEXT_FORMATS[:2]
-"""Whose documents name their language, and say whether they are retracted and have an abstract."""
+"""Whose documents say whether they are retracted; those of the first also their language, and whether they have an
+abstract."""
 QA_FORMATS = ("medquad-xml", "qa-jsonl")
 FORMATS = ("auto", *TEXT_FORMATS, *QA_FORMATS)
 UNKNOWN = "unknown"

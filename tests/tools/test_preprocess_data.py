@@ -264,6 +264,23 @@ def test_what_chooses_among_articles_is_refused_for_plain_texts(tmp_path, tokeni
     assert done.returncode == 2 and f"{flag[0]}: not for these texts" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("flag", "status"),
+    [(("--languages", "fre"), 2), (("--keep-title-only",), 2), (("--keep-retracted",), 0)],
+    ids=lambda f: f[0] if isinstance(f, tuple) else "",
+)
+def test_of_full_texts_only_retracted_ones_are_known(tmp_path, tokenizer, flag, status):
+    article = "<article><front><article-meta><title-group><article-title>Gout</article-title></title-group>"
+    article += (
+        "</article-meta></front><body><p>Gout is a disease of the joints.</p></body></article>"
+    )
+    (tmp_path / "PMC1.nxml").write_text(article)
+    where = ("--input", tmp_path / "PMC1.nxml", "--output-prefix", tmp_path / "p")
+    done = run("preprocess_data", *where, *tokenizer[1], *flag)
+    assert done.returncode == status, done.stderr
+    assert (f"{flag[0]}: not for these texts" in done.stderr) == (status == 2)
+
+
 def test_a_bad_file_of_questions_can_be_left_out(tmp_path, tokenizer):
     (tmp_path / "m.xml").write_text(MEDQUAD)
     (tmp_path / "n.xml").write_text(MEDQUAD.replace("F", "G")[:-9])
