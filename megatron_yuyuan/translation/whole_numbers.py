@@ -21,7 +21,7 @@ def whole_number(text: str, value: Callable[[str], str]) -> int:
     """Compute `text`; value(name) is the text of a variable. Raises NotANumber."""
     try:
         return _computed(ast.parse(text.strip(), mode="eval").body, value)
-    except (SyntaxError, ValueError, ZeroDivisionError) as error:
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError) as error:
         raise NotANumber(f"{text.strip()} is no whole number") from error
 
 
@@ -29,7 +29,7 @@ def _computed(node: ast.expr, value: Callable[[str], str]) -> int:
     if isinstance(node, ast.Constant) and type(node.value) is int:
         return node.value
     if isinstance(node, ast.Name):
-        return int(value(node.id))
+        return whole_number(value(node.id), value)  # as in bash, where 010 is not 10
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_computed(node.operand, value)
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:

@@ -214,6 +214,8 @@ RUN = "\ntorchrun pretrain_gpt.py --num-layers $N"
         ("N=${X#a}" + RUN, 1, "${X#a}"),
         ("N=$((2**3))" + RUN, 1, "$((2**3)): 2**3 is no whole number"),
         ("N=$((1/0))" + RUN, 1, "1/0 is no whole number"),
+        ("M=010\nN=$((M+1))" + RUN, 2, "$((M+1)): M+1 is no whole number"),
+        ("M=O\nO=M\nN=$((M+1))" + RUN, 3, "$((M+1)): M+1 is no whole number"),
         ("\nsource common.sh" + RUN, 2, "`source`"),
         (". ./common.sh" + RUN, 1, "`.`"),
         ("eval $X" + RUN, 1, "`eval`"),
