@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self, TextIO
@@ -57,8 +57,9 @@ class Log:
         return self
 
     def __exit__(self, *_) -> None:
-        for sink in reversed(self._sinks):
-            sink.close()
+        with ExitStack() as closed:  # the last first, and the others where one raises
+            for sink in self._sinks:
+                closed.callback(sink.close)
 
     def line(self, text: str) -> None:
         """Print on rank 0. Raises SpaceError where stdout is a file on a full disk."""

@@ -52,6 +52,25 @@ def lines_of(*events: tuple[str, dict], interval: int = 1, **options) -> list[st
     return said
 
 
+def test_a_sink_that_fails_at_its_end_keeps_no_other_open():
+    class Failing(Sink):
+        def __init__(self, name):
+            self.name = name
+
+        def close(self):
+            closed.append(self.name)
+            if self.name == "second":
+                raise SpaceError("full", "no room", "room")
+
+    closed: list[str] = []
+    log = Log(None, True)
+    for name in ("first", "second", "third"):
+        log.add(Failing(name))
+    with pytest.raises(SpaceError), log:
+        pass
+    assert closed == ["third", "second", "first"]
+
+
 def test_floats_are_written_to_the_last_bit(tmp_path):
     Log(tmp_path, True).event("step", **FIGURES)
     line = (tmp_path / "metrics.jsonl").read_text()
