@@ -201,8 +201,13 @@ class AtomicFiles:
         return self
 
     def open(self, target: str | Path) -> BinaryIO:
-        """A writable binary stream whose content becomes `target`."""
+        """A writable binary stream whose content becomes `target`. Raises ConfigError for one that is written
+        already, and DataError."""
         target = Path(target)
+        if target in self._open:
+            raise ConfigError(
+                f"{target} is named for two outputs", "one would replace the other", "another name"
+            )
         try:
             missing = [folder for folder in target.absolute().parents if not folder.exists()]
             self._folders += [folder for folder in missing if folder not in self._folders]

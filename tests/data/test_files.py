@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from megatron_yuyuan.data.files import describe_source, hold, open_input
+from megatron_yuyuan.data.files import AtomicFiles, describe_source, hold, open_input
 from megatron_yuyuan.errors import ConfigError, DataError
 
 TEXT = b"".join(b"%d gout and water\n" % n for n in range(40_000))
@@ -136,3 +136,10 @@ def test_who_holds_a_folder_a_moment_longer_is_waited_for(tmp_path, monkeypatch)
     with hold(tmp_path, shared=False):
         assert leave.is_set()
     thread.join()
+
+
+def test_one_name_for_two_outputs_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is named for two outputs"), AtomicFiles() as files:
+        files.open(tmp_path / "x")
+        files.open(tmp_path / "x")
+    assert not list(tmp_path.iterdir())
