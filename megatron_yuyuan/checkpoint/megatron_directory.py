@@ -13,6 +13,7 @@ import argparse
 import json
 import pickle
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from megatron_yuyuan.checkpoint.stored import StoredTensors
 from megatron_yuyuan.config import ModelConfig
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.model.gpt2 import GPT2
-from megatron_yuyuan.watch.saved import TRACKER
+from megatron_yuyuan.watch.saved import TRACKER, checkpoint_path, tracked
 
 RELEASE = "release"
 """The name of a checkpoint that is of no iteration: weights to start from."""
@@ -82,12 +83,12 @@ def chosen(directory: Path, iteration: int | None) -> Path:
     """Where the checkpoint of an iteration lies in a directory of Megatron's, without one that which the
     tracker names; the directory itself where there is no tracker."""
     if iteration is not None:
-        return directory / f"iter_{iteration:07d}"
-    try:
-        said = (directory / TRACKER).read_bytes().strip()[:18]
-    except OSError:
-        return directory
-    return directory / (f"iter_{int(said):07d}" if said.isdigit() else RELEASE)
+        return checkpoint_path(directory, iteration)
+    with suppress(OSError):
+        said = tracked(directory)
+        if said is not None:
+            return checkpoint_path(directory, int(said)) if said.isdigit() else directory / RELEASE
+    return directory
 
 
 def find_torch_dist(directory: Path, iteration: int | None = None) -> Path:

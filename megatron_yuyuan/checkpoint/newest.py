@@ -10,9 +10,9 @@ from megatron_yuyuan.errors import DamagedError
 from megatron_yuyuan.watch.saved import (
     MANIFEST,
     TRACKER,
-    checkpoint_path,
     iteration_of,
-    whole_checkpoints,
+    resumable_checkpoints,
+    tracked,
 )
 
 
@@ -34,7 +34,7 @@ def newest_whole(directory: str | Path, strict: bool) -> Newest:
     is not to be had.
     """
     directory = Path(directory)
-    whole = _whole(directory)
+    whole = resumable_checkpoints(directory)
     first, fault = _first_choice(directory, whole)
     if fault and strict:
         _refuse(
@@ -58,7 +58,8 @@ def named_checkpoint(directory: str | Path, iteration: int | None = None) -> Pat
 
 def newest_before(damaged: Path) -> Newest:
     """The same of those before a checkpoint whose tensors were found to be damaged."""
-    older = [path for path in _whole(damaged.parent) if iteration_of(path) < iteration_of(damaged)]
+    whole = resumable_checkpoints(damaged.parent)
+    older = [path for path in whole if iteration_of(path) < iteration_of(damaged)]
     return _first_sound(damaged.parent, older, False, [])
 
 
@@ -80,28 +81,19 @@ def _first_sound(
     return Newest(None)
 
 
-def _whole(directory: Path) -> list[Path]:
-    """Whole checkpoints, the newest first; also one that a killed save had moved aside for another that
-    never came."""
-    old = (manifest.parent for manifest in directory.glob(f"iter_*.old/{MANIFEST}"))
-    made_way = [p for p in old if iteration_of(p) >= 0 and not p.with_suffix("").exists()]
-    return sorted([*whole_checkpoints(directory), *made_way], key=iteration_of, reverse=True)
-
-
 def _first_choice(directory: Path, whole: list[Path]) -> tuple[int, str]:
     """Where in `whole` the tracker's checkpoint stands, and what is wrong with the tracker, if anything.
     Those before it are of a run that was taken back."""
     try:
-        said = (directory / TRACKER).read_bytes().strip()[:18]
-    except (FileNotFoundError, NotADirectoryError):
-        return 0, ""
+        said = tracked(directory)
     except OSError as error:
         return 0, f"{TRACKER} cannot be read: {error.strerror}"
-    named = checkpoint_path(directory, int(said)).name if said.isdigit() else ""
-    names = [path.name.removesuffix(".old") for path in whole]
-    if named in names:
-        return names.index(named), ""
-    return 0, f"{TRACKER} says {said.decode('ascii', 'replace')!r}, and that is not there"
+    iterations = [iteration_of(path) for path in whole]
+    if said is None:
+        return 0, ""
+    if said.isdigit() and int(said) in iterations:
+        return iterations.index(int(said)), ""
+    return 0, f"{TRACKER} says {said!r}, and that is not there"
 
 
 def _refuse(directory: Path, faults: list[str], remedy: str) -> NoReturn:

@@ -25,20 +25,36 @@ def iteration_of(path: Path) -> int:
     return int(found[1]) if found else -1
 
 
+def tracked(directory: str | Path) -> str | None:
+    """What the tracker says: an iteration's number, or Megatron-LM's `release`; None without a tracker.
+    Raises OSError."""
+    try:
+        said = (Path(directory) / TRACKER).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return said.strip()[:18].decode("ascii", "replace")
+
+
 def find_checkpoint(directory: str | Path, iteration: int | None = None) -> Path | None:
-    """The whole checkpoint of an iteration; without one, what the tracker names, or else the newest
-    whole; or None."""
-    whole = whole_checkpoints(directory)
+    """The whole checkpoint of an iteration, or None; without one, where the next start goes on: what the
+    tracker names, or else the newest whole."""
     if iteration is not None:
         path = checkpoint_path(directory, iteration)
-        return path if path in whole else None
-    with suppress(OSError, ValueError):
-        path = checkpoint_path(
-            directory, int((Path(directory) / TRACKER).read_text(encoding="utf-8"))
-        )
-        if path in whole:
-            return path
-    return whole[-1] if whole else None
+        return path if path in whole_checkpoints(directory) else None
+    whole = {iteration_of(path): path for path in resumable_checkpoints(directory)}
+    with suppress(OSError):
+        said = tracked(directory) or ""
+        if said.isdigit() and int(said) in whole:
+            return whole[int(said)]
+    return next(iter(whole.values()), None)
+
+
+def resumable_checkpoints(directory: str | Path) -> list[Path]:
+    """Whole checkpoints, the newest first; also one that a killed save had moved aside for another that
+    never came."""
+    old = (manifest.parent for manifest in Path(directory).glob(f"iter_*.old/{MANIFEST}"))
+    made_way = [p for p in old if iteration_of(p) >= 0 and not p.with_suffix("").exists()]
+    return sorted([*whole_checkpoints(directory), *made_way], key=iteration_of, reverse=True)
 
 
 def whole_checkpoints(directory: str | Path) -> list[Path]:

@@ -26,7 +26,7 @@ from megatron_yuyuan.log import read_metrics
 from megatron_yuyuan.origin import Origin, starting_point
 from megatron_yuyuan.resolve import fall_back
 from megatron_yuyuan.validation import validate
-from megatron_yuyuan.watch.saved import MANIFEST, TRACKER
+from megatron_yuyuan.watch.saved import MANIFEST, TRACKER, find_checkpoint
 
 PORTION = 9
 """Of the cases, what is run always."""
@@ -122,6 +122,7 @@ def test_a_run_that_was_taken_back_says_what_it_leaves(saved):
 def test_a_checkpoint_that_a_killed_save_moved_aside_is_found(saved):
     (saved / "iter_0000003").rename(saved / "iter_0000003.old")
     assert newest(saved) == ("iter_0000003.old", "")
+    assert find_checkpoint(saved) == saved / "iter_0000003.old"
 
 
 def test_a_checkpoint_of_which_a_file_is_gone_is_passed_over(saved):

@@ -5,7 +5,7 @@ from megatron_yuyuan.watch.saved import MANIFEST, TRACKER, find_checkpoint
 
 def test_the_newest_whole_checkpoint_is_named(tmp_path):
     assert find_checkpoint(tmp_path) is None
-    for name in ("iter_0000005", "iter_0000010", "iter_0000015.tmp", "iter_0000012.old"):
+    for name in ("iter_0000005", "iter_0000010", "iter_0000015.tmp", "iter_0000010.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / MANIFEST).touch()
     (tmp_path / "iter_0000020").mkdir()
