@@ -14,14 +14,12 @@ a text.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
 from megatron_yuyuan.data.sentencepiece_model import train_sentencepiece
 from megatron_yuyuan.data.sources import add_input_arguments, find_sources, read_texts
-from megatron_yuyuan.data.tokenizer import GPT2_PAIRS, Tokenizer, read_tokenizer, train_bpe
-from megatron_yuyuan.data.tokenizer_base import TOKENIZER_FILES
+from megatron_yuyuan.data.tokenizer import Tokenizer, holds_tokenizer, read_tokenizer, train_bpe
 from megatron_yuyuan.errors import ConfigError, DataError
 
 LEARNERS: dict[str, Callable[[Iterator[str], int], Tokenizer]] = {
@@ -67,8 +65,7 @@ def main(args: Sequence[str] | None = None) -> None:
             "an input with text in it",
         )
     directory = Path(options.output_dir)
-    names = {*TOKENIZER_FILES, *chain.from_iterable(GPT2_PAIRS)}
-    if any((directory / name).exists() for name in names) and not _is_there(directory, tokenizer):
+    if holds_tokenizer(directory) and not _is_there(directory, tokenizer):
         raise ConfigError(
             f"{options.output_dir} holds another tokenizer",
             "shards and checkpoints may have been made with it",

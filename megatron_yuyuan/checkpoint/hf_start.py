@@ -22,12 +22,11 @@ from megatron_yuyuan.checkpoint.hf_directory import (
 from megatron_yuyuan.checkpoint.hf_format import HuggingFaceWeights
 from megatron_yuyuan.checkpoint.manifest import CHECKSUMS, verify_export, verify_sizes
 from megatron_yuyuan.config import Config
+from megatron_yuyuan.data.tokenizer import holds_tokenizer
 from megatron_yuyuan.errors import DataError
 
 HF_PREFIX = "hf:"
 """How --load names such a directory."""
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json", "encoder.json")
-"""One of them shows that the directory brings its tokenizer."""
 
 
 def describe_huggingface(directory: Path) -> dict:
@@ -46,7 +45,7 @@ def describe_huggingface(directory: Path) -> dict:
     if (directory / CHECKSUMS).exists():
         verify_sizes(directory, CHECKSUMS)
     config, tokenizer = read_config(directory), None
-    if any((directory / name).exists() for name in TOKENIZER_FILES):
+    if holds_tokenizer(directory):
         found = read_fitting_tokenizer(directory, config)
         tokenizer = {"fingerprint": found.fingerprint, "vocab_size": found.vocab_size}
     HuggingFaceWeights(read_tensors(directory), config)

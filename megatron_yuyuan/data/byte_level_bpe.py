@@ -11,10 +11,11 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from megatron_yuyuan.data.files import cannot_read
 from megatron_yuyuan.data.tokenizer_base import (
     END_OF_TEXT,
+    PART_OF_TOKENIZER,
     Tokenizer,
-    cannot_read,
     refuse_surrogates,
 )
 from megatron_yuyuan.errors import ConfigError, DataError
@@ -252,7 +253,7 @@ def _read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise cannot_read(path, error) from None
+        raise cannot_read(path, error, PART_OF_TOKENIZER) from None
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8: {error}", "tokenizer files are text", "the file as published"

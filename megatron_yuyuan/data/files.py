@@ -135,12 +135,12 @@ class _ZstdFrames(io.RawIOBase):
         return size
 
 
-def cannot_read(path: str | Path, error: OSError) -> DataError:
+def cannot_read(
+    path: str | Path, error: OSError, why: str = "it was named on the command line"
+) -> DataError:
     """The error for a file that the system will not open or read."""
     return DataError(
-        f"cannot read {path}: {error.strerror}",
-        "it was named on the command line",
-        "a path that exists and may be read",
+        f"cannot read {path}: {error.strerror}", why, "a path that exists and may be read"
     )
 
 
@@ -173,12 +173,11 @@ def describe_source(path: str | Path) -> dict:
 def _promised_md5(path: str | Path) -> str:
     """The md5 that stands in PATH.md5; empty without such a file."""
     try:
-        words = re.findall(
-            r"\b[0-9a-fA-F]{32}\b", Path(f"{path}.md5").read_text("ascii", "replace")
-        )
+        said = Path(f"{path}.md5").read_text("ascii", "replace")
     except OSError:
         return ""
-    return words[-1].lower() if words else ""
+    found = re.search(r"(?:^|=)\s*([0-9a-f]{32})\b", said, re.IGNORECASE | re.MULTILINE)
+    return found[1].lower() if found else ""
 
 
 class AtomicFiles:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import sentencepiece
 
+from megatron_yuyuan.data.files import cannot_read
 from megatron_yuyuan.data.sentencepiece_json import tokenizer_json
 from megatron_yuyuan.data.tokenizer_base import (
     END_OF_TEXT,
+    PART_OF_TOKENIZER,
     Tokenizer,
-    cannot_read,
     refuse_surrogates,
 )
 from megatron_yuyuan.errors import ConfigError, DataError
@@ -78,7 +79,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             return cls(Path(path).read_bytes(), str(path))
         except OSError as error:
-            raise cannot_read(path, error) from None
+            raise cannot_read(path, error, PART_OF_TOKENIZER) from None
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, on the calling thread. Raises DataError: half of a surrogate pair."""

@@ -2,12 +2,13 @@
 
 import re
 from argparse import Namespace, _ActionsContainer
+from itertools import chain
 from pathlib import Path
 
 from megatron_yuyuan.cli import add_config_argument
 from megatron_yuyuan.config import DataConfig
 from megatron_yuyuan.data.byte_level_bpe import ByteLevelBPE, train_bpe
-from megatron_yuyuan.data.tokenizer_base import END_OF_TEXT, Tokenizer
+from megatron_yuyuan.data.tokenizer_base import END_OF_TEXT, TOKENIZER_FILES, Tokenizer
 from megatron_yuyuan.errors import ConfigError, DataError, UnsafeError
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "TOKENIZER_FIELDS",
     "Tokenizer",
     "add_tokenizer_arguments",
+    "holds_tokenizer",
     "named_tokenizer",
     "open_tokenizer",
     "read_tokenizer",
@@ -53,6 +55,12 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
         "it holds neither tokenizer.json, nor tokenizer.model, nor vocab.json with merges.txt",
         "the directory that tools/train_tokenizer.py wrote, or a Hugging Face model's",
     )
+
+
+def holds_tokenizer(directory: str | Path) -> bool:
+    """Whether a directory has a file of a tokenizer, of whatever kind, if not all that it needs."""
+    names = {*TOKENIZER_FILES, *chain.from_iterable(GPT2_PAIRS)}
+    return any((Path(directory) / name).exists() for name in names)
 
 
 def add_tokenizer_arguments(parser: _ActionsContainer) -> None:

@@ -8,6 +8,8 @@ from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
+PART_OF_TOKENIZER = "it is a part of the tokenizer"
+"""Why a file is read, of one that cannot be."""
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt")
 """What `save` writes, of whatever kind the tokenizer is."""
 
@@ -80,12 +82,3 @@ def refuse_surrogates(text: str) -> None:
             "it is no character",
             "remove it from the input",
         ) from None
-
-
-def cannot_read(path: str | Path, error: OSError) -> DataError:
-    """The error for a tokenizer's file that the system will not open or read."""
-    return DataError(
-        f"cannot read {path}: {error.strerror}",
-        "it is a part of the tokenizer",
-        "a path that exists and may be read",
-    )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from megatron_yuyuan.data.files import cannot_read
 from megatron_yuyuan.data.tokenizer import Tokenizer
-from megatron_yuyuan.data.tokenizer_base import cannot_read, refuse_surrogates
+from megatron_yuyuan.data.tokenizer_base import refuse_surrogates
 from megatron_yuyuan.errors import DataError
 
 MEDICAL_TERMS = tuple(

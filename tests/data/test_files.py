@@ -100,7 +100,9 @@ def test_a_source_is_what_its_md5_file_says(tmp_path):
     described = describe_source(file)
     assert described["bytes"] == len(TEXT)
     assert described["sha256"] == hashlib.sha256(TEXT).hexdigest()
-    for line in (f"MD5(a.xml.gz)= {digest.upper()}\n", f"{digest}  a.xml.gz\n", "no sum in it"):
+    named_as_sum = f"{digest}  {'0' * 32}\n"
+    of_publisher = f"MD5(a.xml.gz)= {digest.upper()}\n"
+    for line in (of_publisher, f"{digest}  a.xml.gz\n", named_as_sum, digest, "no sum in it"):
         (tmp_path / "a.xml.gz.md5").write_text(line)
         assert describe_source(file) == described
     (tmp_path / "a.xml.gz.md5").write_text("MD5(a.xml.gz)= " + "0" * 32)
