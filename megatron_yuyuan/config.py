@@ -176,6 +176,28 @@ class ParallelConfig:
     """Refuse, with dry_run, a job whose fullest rank needs more. 0: none is refused."""
 
     @property
+    def model_ranks(self) -> int:
+        """Ranks that hold the model together, tensor x pipeline."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+
+    def data_ranks(self, ranks: int) -> int:
+        """Ranks of a job of so many that read different samples."""
+        return ranks // self.model_ranks
+
+    def axes(self, ranks: int) -> str:
+        """`pipeline 2 x data 4 x tensor 1` of a job of so many ranks."""
+        return (
+            f"pipeline {self.pipeline_model_parallel_size} x data {self.data_ranks(ranks)} x "
+            f"tensor {self.tensor_model_parallel_size}"
+        )
+
+    @property
+    def splits_backward(self) -> bool:
+        """Whether a backward computes the gradients of the inputs first and of the weights later (zero
+        bubble)."""
+        return self.pipeline_model_parallel_size > 1 and "ZeroBubble" in self.pipeline_schedule
+
+    @property
     def stages_per_rank(self) -> int:
         """Stages of the model on one pipeline rank. A single rank has one, whatever the schedule."""
         if self.pipeline_model_parallel_size == 1 or self.pipeline_schedule == "1F1B":

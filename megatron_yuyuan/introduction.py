@@ -5,7 +5,7 @@ import math
 
 import torch.distributed as dist
 
-from megatron_yuyuan.config import Config
+from megatron_yuyuan.config import Config, ParallelConfig
 from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.data.loader import Dataset
 from megatron_yuyuan.kernels.adamw import local
@@ -84,21 +84,15 @@ def introduce_data(
     log.line(f"saving: {f'{often} to {place}' if place else 'nothing, there is no --save'}")
 
 
-def resharded(saved: dict, mesh: Mesh) -> str:
+def resharded(saved: dict, parallel: ParallelConfig, ranks: int) -> str:
     """`, resharded pipeline 2 x data 1 x tensor 1 -> pipeline 1 x data 1 x tensor 2`: of a checkpoint that
     another layout has saved; empty of one of the same. saved: its state.json; nothing is said of an older one,
     which does not know its number of ranks."""
     if "ranks" not in saved:
         return ""
-    parallel = from_dict(saved["config"]).parallel
-    pipeline, tensor = parallel.pipeline_model_parallel_size, parallel.tensor_model_parallel_size
-    before = _sizes(pipeline, saved["ranks"] // (pipeline * tensor), tensor)
-    now = _sizes(mesh.size("pipeline"), mesh.size("data"), mesh.size("tensor"))
+    before = from_dict(saved["config"]).parallel.axes(saved["ranks"])
+    now = parallel.axes(ranks)
     return f", resharded {before} -> {now}" if before != now else ""
-
-
-def _sizes(pipeline: int, data: int, tensor: int) -> str:
-    return f"pipeline {pipeline} x data {data} x tensor {tensor}"
 
 
 def introduce_state(config: Config, state: TrainState, log: Log) -> None:

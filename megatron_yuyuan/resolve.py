@@ -88,8 +88,8 @@ def _global_batch_size(config: Config, origin: Origin | None, ranks: int) -> int
     training, parallel, saved = config.training, config.parallel, 0
     if origin is not None and not origin.weights_only:
         saved = from_dict(origin.state["config"]).training.global_batch_size
-    model_ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-    whole_share = training.micro_batch_size * max(1, ranks // max(1, model_ranks))
+    data_ranks = parallel.data_ranks(ranks) if parallel.model_ranks > 0 else 1
+    whole_share = training.micro_batch_size * max(1, data_ranks)
     return training.global_batch_size or saved or whole_share
 
 

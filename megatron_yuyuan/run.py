@@ -204,7 +204,9 @@ def load_into(state: TrainState, origin: Origin, config: Config, log: Log) -> Or
         steps = saved["optimizer_steps"] if with_moments else 0
         state.continue_after(saved["iteration"], saved["consumed_samples"], steps)
         state.recall(saved)
-        said = f"continuing {origin.path}{resharded(saved, state.mesh)}"
+        said = (
+            f"continuing {origin.path}{resharded(saved, config.parallel, mesh_module.world_size())}"
+        )
     for fault in origin.passed_over:
         log.line(f"warning: {fault}")
     log.line(said)

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from tiny import TINY, Layout, RandomText, build_trainer
 
 from megatron_yuyuan import introduction
+from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.introduction import (
     bytes_by_pipeline_rank,
     contents,
@@ -50,13 +51,11 @@ def test_the_grid_has_every_rank_in_its_place():
 
 def test_a_checkpoint_of_another_layout_is_said_to_be_laid_out_anew():
     saved = {"config": TINY.replace(pipeline_model_parallel_size=2).to_dict(), "ranks": 2}
-    sizes = {"pipeline": 1, "data": 2, "tensor": 4}
-    mesh = SimpleNamespace(size=sizes.get)
+    now_divided = TINY.replace(tensor_model_parallel_size=4).parallel
     before, now = "pipeline 2 x data 1 x tensor 1", "pipeline 1 x data 2 x tensor 4"
-    assert resharded(saved, mesh) == f", resharded {before} -> {now}"
-    assert resharded({"config": saved["config"]}, mesh) == ""  # of before
-    sizes |= {"pipeline": 2, "data": 1, "tensor": 1}
-    assert resharded(saved, mesh) == ""
+    assert resharded(saved, now_divided, 8) == f", resharded {before} -> {now}"
+    assert resharded({"config": saved["config"]}, now_divided, 8) == ""  # of before
+    assert resharded(saved, from_dict(saved["config"]).parallel, 2) == ""
 
 
 def test_a_schedule_that_does_not_take_a_number_of_micro_batches_is_named():

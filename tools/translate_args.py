@@ -126,9 +126,7 @@ def check(parts: Parts, translation: Translation) -> tuple[int, list[ConfigError
     ranks = 0
     try:
         config = parse_config("", translation.words)
-        parallel = config.parallel
-        least = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-        ranks = parts.ranks or least
+        ranks = parts.ranks or config.parallel.model_ranks
         validate(resolve(config, GPT2_VOCABULARY, None, ranks), ranks)
     except ConfigErrors as errors:
         return ranks, errors.problems

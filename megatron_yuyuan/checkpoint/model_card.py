@@ -137,13 +137,13 @@ def _data(config: Config) -> str:
 def _layout(config: Config, ranks: int) -> str:
     """As at the checkpoint. ranks: 0 where an older checkpoint does not say."""
     parallel = config.parallel
-    tensor = parallel.tensor_model_parallel_size
-    pipeline = parallel.pipeline_model_parallel_size
     if not ranks:
+        tensor, pipeline = (
+            parallel.tensor_model_parallel_size,
+            parallel.pipeline_model_parallel_size,
+        )
         return f"pipeline {pipeline} x tensor {tensor}"
-    data = ranks // (tensor * pipeline)
-    layout = f"pipeline {pipeline} x data {data} x tensor {tensor}"
-    return f"{layout}, {ranks} ranks in all" if ranks > 1 else "one rank"
+    return f"{parallel.axes(ranks)}, {ranks} ranks in all" if ranks > 1 else "one rank"
 
 
 def _measured(path: Path, iteration: int) -> Iterator[str]:

@@ -95,11 +95,9 @@ def describe_origin(origin: Origin | None, config: Config) -> str:
 
 def describe_layout(config: Config, ranks: int) -> str:
     """The model and how it lies on the ranks."""
-    tensor = config.parallel.tensor_model_parallel_size
-    pipeline = config.parallel.pipeline_model_parallel_size
     return (
-        f"{config.model.num_parameters:,} parameters on {ranks} ranks: pipeline {pipeline} x data "
-        f"{ranks // (tensor * pipeline)} x tensor {tensor}; {config.training.global_batch_size} samples a step"
+        f"{config.model.num_parameters:,} parameters on {ranks} ranks: {config.parallel.axes(ranks)}; "
+        f"{config.training.global_batch_size} samples a step"
     )
 
 

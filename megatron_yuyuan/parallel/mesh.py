@@ -131,7 +131,7 @@ def start(parallel: ParallelConfig, alike: Mapping[str, str] | None = None) -> M
     if alike is not None:  # before a mesh, which could not be laid
         require_alike(alike)
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    data = dist.get_world_size() // (tensor * pipeline)
+    data = parallel.data_ranks(dist.get_world_size())
     whole = parallel.data_parallel_sharding_strategy == "no_shard"
     replicas = data if whole else parallel.num_distributed_optimizer_instances
     shape = (pipeline, replicas, data // replicas, tensor)

@@ -91,8 +91,7 @@ def build_stage(
 def tensor_axis(config: Config, mesh: Mesh, kernels: Kernels) -> TensorAxis:
     """The tensor ranks of this rank's stages, multiplying as the configuration asks."""
     parallel, float8 = config.parallel, config.training.fp8_format
-    halves = mesh.size("pipeline") > 1 and parallel.pipeline_schedule.endswith("ZeroBubble")
-    axis = mesh.axes["tensor"], parallel.sequence_parallel, halves
+    axis = mesh.axes["tensor"], parallel.sequence_parallel, parallel.splits_backward
     if float8 == "none":
         return TensorAxis(*axis)
     return Float8Axis(*axis, kernels, GRADIENT_FORMATS[float8])

@@ -184,9 +184,8 @@ class LayerTime:
 
     def _backward_exposed(self) -> float:
         """See `block_backward`."""
-        parallel, exchange = self.config.parallel, self._exchange()
-        divided = parallel.pipeline_model_parallel_size > 1
-        if divided and parallel.pipeline_schedule.endswith("ZeroBubble"):
+        exchange = self._exchange()
+        if self.config.parallel.splits_backward:
             return 4 * exchange
         (into, qkv), _, (_, wide), _ = self._shapes()
         beside = self._product(qkv, into, self.tokens) + self._product(wide, into, self.tokens)

@@ -119,7 +119,7 @@ def division(config: Config, gpus: int) -> str:
     hybrid sharding with four instances."""
     parallel = config.parallel
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    data = gpus // tensor // pipeline
+    data = parallel.data_ranks(gpus)
     axes = [f"tensor {tensor}{' sp' * parallel.sequence_parallel}", f"pipeline {pipeline}"]
     if pipeline > 1:
         axes[-1] += f" {parallel.pipeline_schedule}"

@@ -42,16 +42,11 @@ class Sizes:
     def __init__(self, config: Config, ranks: int):
         self.config, self.model, parallel = config, config.model, config.parallel
         training, self.tensor = config.training, parallel.tensor_model_parallel_size
-        self.data = ranks // (self.tensor * parallel.pipeline_model_parallel_size)
+        self.data = parallel.data_ranks(ranks)
         self.strategy = parallel.data_parallel_sharding_strategy
         instances = parallel.num_distributed_optimizer_instances
         self.shards = 1 if self.strategy == "no_shard" else self.data // instances
         self.micro_batches = training.global_batch_size // self.data // training.micro_batch_size
-        self.halves = (
-            parallel.pipeline_schedule.endswith("ZeroBubble")
-            and parallel.pipeline_model_parallel_size > 1
-        )
-        """Whether backwards are cut in two."""
         self.on_gpu = parallel.means_fused_kernels
         self.width = 2 if training.bf16 or training.fp16 else 4
         self.tokens = training.micro_batch_size * config.data.seq_length
@@ -140,13 +135,13 @@ class Sizes:
     @property
     def after_attention(self) -> int:
         """What a block keeps of what follows the core of attention, that core's result included."""
-        entered = self.hidden if self.halves else self.stream
+        entered = self.hidden if self.config.parallel.splits_backward else self.stream
         return self.norm + entered + 2 * (self.dropout + self.mlp) + self.hidden // self.tensor
 
     @property
     def block(self) -> int:
         """What a block keeps."""
-        entered = self.hidden if self.halves else self.stream
+        entered = self.hidden if self.config.parallel.splits_backward else self.stream
         projected = 3 * self.hidden // self.tensor
         return self.norm + entered + projected + self.core_kept + self.after_attention
 

@@ -14,7 +14,7 @@ def float8_problems(config: Config) -> Problems:
     if not config.training.bf16:
         why = "what float8 products return, and all that is not one, is bfloat16"
         yield ConfigError(f"{asked} without bf16", why, "--bf16 beside it")
-    if p.pipeline_model_parallel_size > 1 and p.pipeline_schedule.endswith("ZeroBubble"):
+    if p.splits_backward:
         yield ConfigError(
             f"{asked} with pipeline_schedule={p.pipeline_schedule}",
             "each half of a backward would compute both its products, which takes what float8 saves",

@@ -32,8 +32,8 @@ def layout_problems(config: Config, world_size: int) -> Problems:
                 one_of(divisors(math.gcd(*shares.values())), tensor),
             )
     yield from _stages(config)
-    if world_size % (tensor * pipeline):
-        multiples = range(tensor * pipeline, 2 * world_size + tensor * pipeline, tensor * pipeline)
+    if world_size % p.model_ranks:
+        multiples = range(p.model_ranks, 2 * world_size + p.model_ranks, p.model_ranks)
         yield ConfigError(
             f"{world_size} {'rank' if world_size == 1 else 'ranks'} cannot be divided into "
             f"tensor {tensor} x pipeline {pipeline}",
@@ -42,7 +42,7 @@ def layout_problems(config: Config, world_size: int) -> Problems:
         )
         data = 0
     else:
-        data = world_size // (tensor * pipeline)
+        data = p.data_ranks(world_size)
     yield from _replicas(config, data)
     yield from _batches(config, data)
 
@@ -79,7 +79,7 @@ def _stages(config: Config) -> Problems:
             "it gives each stage its number of layers, one at least, and they add up to num_layers",
             f"{_even(layers, stages)}leave it out: the stages are then balanced by cost",
         )
-    if p.pipeline_schedule.endswith("ZeroBubble") and pipeline > 1:
+    if p.splits_backward:
         yield from _zero_bubble(config)
 
 
