@@ -1,14 +1,14 @@
 """Whether a checkpoint has a place: room for its bytes, in a directory that may be written to."""
 
-import math
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from rich.filesize import decimal
 from torch import Tensor
 
 from megatron_yuyuan.checkpoint.ranks import Ranks
+from megatron_yuyuan.data.files import existing_parent, free_bytes
 from megatron_yuyuan.errors import DataError, SpaceError
 
 
@@ -26,9 +26,9 @@ def checkpoint_bytes(tensors: Mapping[str, Tensor], ranks: Ranks) -> int:
 def require_space(directory: Path, needed: int) -> None:
     """Raises SpaceError where fewer than `needed` bytes are free for a checkpoint in a directory,
     which need not exist yet."""
-    free = shutil.disk_usage(existing_parent(directory)).free
+    free = free_bytes(directory)
     if free < needed:
-        raise no_space(directory, f"it takes {_readable(needed)}, {_readable(free)} are free")
+        raise no_space(directory, f"it takes {decimal(needed)}, {decimal(free)} are free")
 
 
 def require_place(directory: Path, needed: int) -> None:
@@ -53,16 +53,3 @@ def no_space(place: Path, cause: str) -> SpaceError:
         "nothing of it is kept; the previous checkpoint is intact",
         "free space there, a --save elsewhere, or --keep-last N, which removes older ones",
     )
-
-
-def existing_parent(directory: Path) -> Path:
-    """The directory, or the first above it that exists."""
-    directory = directory.absolute()
-    return next(path for path in (directory, *directory.parents) if path.exists())
-
-
-def _readable(size: float) -> str:
-    """`512 B`, `42.7 GB`."""
-    units = ("B", "kB", "MB", "GB", "TB")
-    power = min(len(units) - 1, int(math.log(max(size, 1), 1000)))
-    return f"{size / 1000**power:.3g} {units[power]}"

@@ -10,7 +10,6 @@ import hashlib
 import http.client
 import os
 import re
-import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -20,7 +19,9 @@ from threading import Event
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from megatron_yuyuan.data.files import AtomicFiles
+from rich.filesize import decimal
+
+from megatron_yuyuan.data.files import AtomicFiles, free_bytes
 from megatron_yuyuan.errors import DataError, SpaceError, UnsafeError, refused_by_disk
 
 Answer = TypeVar("Answer")
@@ -292,10 +293,10 @@ def _md5_of(path: Path):
 
 
 def _require_room(part: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(part.parent).free
+    free = free_bytes(part.parent)
     if free < num_bytes:
         raise SpaceError(
-            f"{part.parent}: {free / 1e9:.2f} GB free, and {part.stem} needs {num_bytes / 1e9:.2f} GB",
+            f"{part.parent}: {decimal(free)} free, and {part.stem} needs {decimal(num_bytes)}",
             "it would be cut",
             "another --output-dir, or room there; then the same command",
         )

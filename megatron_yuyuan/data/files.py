@@ -7,6 +7,7 @@ import io
 import os
 import platform
 import re
+import shutil
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -133,6 +134,17 @@ class _ZstdFrames(io.RawIOBase):
         size = min(len(buffer), len(self._content))
         buffer[:size], self._content = self._content[:size], self._content[size:]
         return size
+
+
+def existing_parent(directory: Path) -> Path:
+    """The directory, or the first above it that exists."""
+    directory = directory.absolute()
+    return next(path for path in (directory, *directory.parents) if path.exists())
+
+
+def free_bytes(directory: Path) -> int:
+    """Bytes that are free for a directory, which need not exist yet."""
+    return shutil.disk_usage(existing_parent(directory)).free
 
 
 def cannot_read(

@@ -5,17 +5,17 @@ is not scanned again. Several tasks, on one node or many, may scan their shares 
 that then finds all units done decides and writes. The shard is the same bytes in each case.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.filesize import decimal
 
 from megatron_yuyuan import __version__
 from megatron_yuyuan.data.decide import ScannedUnit, decide
 from megatron_yuyuan.data.encoder import Encoder
-from megatron_yuyuan.data.files import AtomicFiles, make_folder, remove_temporary
+from megatron_yuyuan.data.files import AtomicFiles, free_bytes, make_folder, remove_temporary
 from megatron_yuyuan.data.indexed_dataset import IndexedDatasetWriter, dtype_for
 from megatron_yuyuan.data.progress import Progress
 from megatron_yuyuan.data.records import CODES, IN_BAD_FILE, REASONS, UnitFiles
@@ -200,11 +200,10 @@ def _bytes_of_shard(scanned: Sequence[ScannedUnit], reasons: np.ndarray, itemsiz
 
 def check_space(prefix: str, needed: int) -> None:
     """Raises SpaceError where the disk has no room for `needed` bytes under this name."""
-    folder = Path(prefix).absolute().parent
-    free = shutil.disk_usage(next(f for f in (folder, *folder.parents) if f.exists())).free
+    free = free_bytes(Path(prefix).parent)
     if free < needed:
         raise SpaceError(
-            f"{prefix} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+            f"{prefix} needs {decimal(needed)}, {decimal(free)} are free",
             "the shard would be cut",
             "room on that disk, or another --output-prefix; what is scanned is kept",
         )

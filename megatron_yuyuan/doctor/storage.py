@@ -3,15 +3,17 @@
 import math
 import os
 import platform
-import shutil
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryFile
 
+from rich.filesize import decimal
+
 from megatron_yuyuan.checkpoint.ranks import Ranks
-from megatron_yuyuan.checkpoint.space import existing_parent, require_place
+from megatron_yuyuan.checkpoint.space import require_place
 from megatron_yuyuan.config import Config
+from megatron_yuyuan.data.files import existing_parent, free_bytes
 from megatron_yuyuan.doctor.findings import ERROR, OK, WARNING, Finding, name_ranks
 from megatron_yuyuan.doctor.last_run import examine_last_run
 from megatron_yuyuan.model.lora import factor_shapes
@@ -66,7 +68,7 @@ def examine_storage(config: Config, resolved: bool) -> list[Finding]:
         why, remedy = "a checkpoint is larger", "room there, or --save on another file system"
         return [seen, Finding("disk speed", ERROR, said, why, remedy)]
     speed = WRITTEN_BLOCKS * BLOCK * ranks.size / max(taken)
-    free = ranks.on_first(lambda: shutil.disk_usage(existing_parent(Path(save))).free)
+    free = ranks.on_first(lambda: free_bytes(Path(save)))
     last_run = ranks.on_first(lambda: examine_last_run(Path(save)))
     return [seen, *last_run, *room(config, free, needed, speed)]
 
@@ -115,12 +117,12 @@ def seconds_to_write(folder: Path) -> float | str:
 
 def room(config: Config, free: int, needed: int, speed: float) -> list[Finding]:
     """How many checkpoints fit, and how long one takes."""
-    space = f"{free / 1e9:,.1f} GB free"
+    space = f"{decimal(free)} free"
     rate = f"all ranks together write {speed / 1e6:,.0f} MB/s"
     if not needed:
         return [Finding("disk", OK, space), Finding("disk speed", OK, rate)]
     kept, seconds = checkpoints_kept(config), needed / speed
-    said = f"{space}, a checkpoint takes {needed / 1e9:,.3g} GB, the run keeps up to {kept:,}"
+    said = f"{space}, a checkpoint takes {decimal(needed)}, the run keeps up to {kept:,}"
     disk = Finding("disk", OK, said)
     if free < kept * needed:
         remedy = (

@@ -1,1 +1,1 @@
-"""A run as one page that opens anywhere: read from its directory, drawn, explained. Imports no torch."""
+"""A run as one page that opens anywhere: read from its directory, drawn, explained."""

@@ -15,7 +15,7 @@ from pretraining import pretrained
 from tiny import TINY, Layout, RandomText, build_trainer
 
 from megatron_yuyuan.checkpoint import saver as saver_module
-from megatron_yuyuan.checkpoint import space, writer
+from megatron_yuyuan.checkpoint import writer
 from megatron_yuyuan.checkpoint.dcp import read_state, save_checkpoint
 from megatron_yuyuan.checkpoint.saver import NoSaver, build_saver
 from megatron_yuyuan.errors import DataError, SpaceError
@@ -94,7 +94,7 @@ def first_disk_full_then_not(directory, background: bool, rooms: list[bool]):
         with saver:
             for room in rooms:
                 trainer.step(RandomText())
-                space.shutil.disk_usage = found if room else lambda path: usage
+                shutil.disk_usage = found if room else lambda path: usage
                 saver.save()
                 saver.poll()
                 if background:
@@ -123,9 +123,9 @@ def test_a_save_without_room_is_a_warning_and_the_next_tries_again(ranks, tmp_pa
 def test_the_last_save_without_room_is_an_error(ranks, tmp_path, background):
     ended, said = ranks.run(2, first_disk_full_then_not, tmp_path, background, [True, False])
     assert "no room for a checkpoint" in ended
-    assert "100 B are free" in ended
+    assert "100 bytes are free" in ended
     assert said[-1].startswith("warning: iteration 4 is not saved: no room for a checkpoint")
-    assert said[-1].endswith("100 B are free")  # and promises no next save
+    assert said[-1].endswith("100 bytes are free")  # and promises no next save
     assert find_checkpoint(tmp_path).name == "iter_0000003"
 
 
@@ -251,7 +251,7 @@ def required_place(directory, free: int):
     """What a start with so many bytes free is refused for, on rank 1."""
     _, saver = after_two_steps(directory)
     usage = shutil.disk_usage("/")._replace(free=free)
-    space.shutil.disk_usage = lambda path: usage
+    shutil.disk_usage = lambda path: usage
     refused = ""
     try:
         saver.require_place()
@@ -289,7 +289,7 @@ def where_old_ones_take_the_room(directory, background: bool, starting: bool):
         taken = [*directory.glob("iter_0000200"), *directory.glob("*.tmp")]
         return usage._replace(free=0 if taken else 10**9)
 
-    space.shutil.disk_usage, saver._log.line = disk_usage, said.append
+    shutil.disk_usage, saver._log.line = disk_usage, said.append
     with saver:
         saver.require_place() if starting else saver.save()
     return seen, said
