@@ -4,14 +4,13 @@ Everything follows from the events of the run (docs/metrics.md), so that a repor
 run said while it lived, over all its starts.
 """
 
-import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.log import Log, Sink, duration
+from megatron_yuyuan.watch.processes import process_age
 
 CAUSES = {
     "steps": "steps that count",
@@ -137,11 +136,5 @@ class Goodput(Sink):
 
 
 def process_begun() -> float:
-    """Unix time at which this process was started. Where the system does not say (it has no
-    /proc/self/stat): now."""
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        after_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # proc(5): starttime, in ticks
-    except OSError:
-        return time.time()
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + after_boot
+    """Unix time at which this process was started, as far as the system says it."""
+    return time.time() - process_age()

@@ -16,6 +16,7 @@ from megatron_yuyuan.train.stopping import Stopping
 from megatron_yuyuan.watch import exit_file, lease
 from megatron_yuyuan.watch.exit_file import claim_exit, read_exit
 from megatron_yuyuan.watch.heartbeat import Rank, Watched
+from megatron_yuyuan.watch.processes import process_age
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc who lives")
 
@@ -55,7 +56,7 @@ def test_a_run_that_comes_no_further_says_so_in_its_report(ranks, prepared, tmp_
 def report_of_before(save, **words) -> None:
     """The report of a run that ended an hour before this process was started."""
     (save / "exit.json").write_text(json.dumps({"status": 75, "step": 8} | words))
-    moment = time.time() - exit_file._age() - 3600
+    moment = time.time() - process_age() - 3600
     os.utime(save / "exit.json", (moment, moment))
 
 
@@ -88,7 +89,7 @@ def test_what_a_faster_rank_says_is_not_forgotten_by_rank_0(tmp_path, monkeypatc
     monkeypatch.setattr(exit_file.platform, "node", lambda: "node7")
     refused = {"class": "usage", "status": 2, "cause": "no CUDA device", "why": "b", "rank": 1}
     assert claim_exit(tmp_path, refused)
-    moment = time.time() - exit_file._age() - 3  # rank 0 was started three seconds later
+    moment = time.time() - process_age() - 3  # rank 0 was started three seconds later
     os.utime(tmp_path / "exit.json", (moment, moment))
     monkeypatch.undo()
     start_alone(tmp_path, monkeypatch)

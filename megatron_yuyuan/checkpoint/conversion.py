@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_yuyuan.checkpoint.dcp import save_checkpoint, to_disk
+from megatron_yuyuan.checkpoint.dcp import save_checkpoint
 from megatron_yuyuan.checkpoint.model import StoredModel
 from megatron_yuyuan.config_toml import from_dict, to_toml
+from megatron_yuyuan.data.files import to_disk
 from megatron_yuyuan.errors import ConfigError, refused_by_disk
 from megatron_yuyuan.faults import fault_point
 from megatron_yuyuan.model.gpt2 import GPT2

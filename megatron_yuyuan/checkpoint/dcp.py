@@ -32,7 +32,7 @@ from megatron_yuyuan.checkpoint.space import checkpoint_bytes, no_space, require
 from megatron_yuyuan.checkpoint.writer import DigestingWriter, without_crc32
 from megatron_yuyuan.config import Config
 from megatron_yuyuan.data import permutation
-from megatron_yuyuan.data.files import AtomicFiles
+from megatron_yuyuan.data.files import AtomicFiles, to_disk
 from megatron_yuyuan.data.template import TEMPLATE, QuestionTemplate
 from megatron_yuyuan.data.tokenizer import Tokenizer
 from megatron_yuyuan.errors import NO_SPACE, DataError, YuyuanError
@@ -284,10 +284,3 @@ def _publish(partial: Path, final: Path) -> None:
         os.rename(partial, final)
     fault_point("save.renamed")
     to_disk(final.parent)
-
-
-def to_disk(path: Path) -> None:
-    """Flush a file or a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

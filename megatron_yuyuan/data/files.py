@@ -268,9 +268,16 @@ class AtomicFiles:
             os.replace(_temporary(target), target)
             fault_point("files.renamed")
         for folder in {target.parent for target in self._open}:
-            descriptor = os.open(folder, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            to_disk(folder)
+
+
+def to_disk(path: Path) -> None:
+    """Flush a file or a directory to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(path: Path) -> None:

@@ -10,18 +10,16 @@ import os
 import platform
 import secrets
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from megatron_yuyuan import launcher
-from megatron_yuyuan.watch.processes import start_time
+from megatron_yuyuan.watch.processes import process_age
 
 EXIT_FILE = "exit.json"
 APART = 10.0
 """Seconds by which a launcher may start the ranks of one machine later than those of another."""
-_IMPORTED = time.monotonic()
 
 
 def read_exit(save: str | Path) -> dict | None:
@@ -64,7 +62,7 @@ def forget_before(save: str | Path) -> None:
         elsewhere = report.get("by", platform.node()) != platform.node()
         of_another = report.get("job", launcher.job()) != launcher.job()
         with _written_beside(target, {}) as now:  # both times are the file system's
-            older_by = now.stat().st_mtime - found.st_mtime - _age()
+            older_by = now.stat().st_mtime - found.st_mtime - process_age()
         if stat.S_ISREG(found.st_mode) and (of_another or older_by > (APART if elsewhere else 0)):
             _remove(target, found)
 
@@ -78,14 +76,6 @@ def _remove(target: Path, found: os.stat_result) -> None:
         with suppress(OSError):  # the name is taken again
             os.link(aside, target)
     aside.unlink()
-
-
-def _age() -> float:
-    """Seconds since this process was started; since it watches, where the system does not say."""
-    began = start_time(os.getpid())
-    if not began:
-        return time.monotonic() - _IMPORTED
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(began) / os.sysconf("SC_CLK_TCK")
 
 
 def publish_once(target: Path, document: dict) -> bool:

@@ -16,6 +16,7 @@ PIDFD_GET_INFO, PIDFD_INFO_EXIT = 0xC040FF0B, 1 << 3
 """linux/pidfd.h, Linux 6.15: how a process ended, also when its parent has asked already."""
 POLL = 0.05
 """Seconds between two looks where the kernel has no pidfd (before Linux 5.3)."""
+_IMPORTED = time.monotonic()
 
 
 def die_with_parent() -> None:
@@ -85,6 +86,14 @@ def start_time(pid: int) -> str:
     pid that was given to another process is not taken for the first."""
     stat = _stat(pid)
     return stat[19] if stat else ""
+
+
+def process_age() -> float:
+    """Seconds since this process was started; since it asks of processes, where the system does not say."""
+    began = start_time(os.getpid())
+    if not began:
+        return time.monotonic() - _IMPORTED
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(began) / os.sysconf("SC_CLK_TCK")
 
 
 def is_alive(pid: int, began: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from megatron_yuyuan.watch import exit_file
 from megatron_yuyuan.watch.exit_file import claim_exit, forget_before, read_exit, replace
+from megatron_yuyuan.watch.processes import process_age
 
 
 def test_of_many_claimants_one_writes(tmp_path):
@@ -35,7 +36,7 @@ def written(save, seconds: float, **words) -> dict:
     report = {"rank": 1, "job": "", "by": platform.node()} | words
     path = save / "exit.json"
     path.write_text(json.dumps(report))
-    moment = time.time() - exit_file._age() + seconds
+    moment = time.time() - process_age() + seconds
     os.utime(path, (moment, moment))
     return report
 
@@ -79,12 +80,6 @@ def test_a_report_that_comes_while_the_old_one_is_removed_is_kept(tmp_path):
     exit_file._remove(tmp_path / "exit.json", old)
     assert read_exit(tmp_path) == {"rank": 2}
     assert os.listdir(tmp_path) == ["exit.json"]
-
-
-def test_the_age_of_a_process_is_known_without_proc_too(monkeypatch):
-    assert 0 < exit_file._age() < 86400
-    monkeypatch.setattr(exit_file, "start_time", lambda pid: "")
-    assert 0 < exit_file._age() < 86400
 
 
 def test_nothing_is_claimed_where_there_is_no_run(tmp_path):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from megatron_yuyuan.watch import processes
-from megatron_yuyuan.watch.processes import Process
+from megatron_yuyuan.watch.processes import Process, process_age
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc who lives")
 
@@ -28,3 +28,9 @@ def test_a_signal_reaches_a_process_and_nobody_after_its_end(monkeypatch, has_pi
     child.communicate()
     assert child.returncode == -signal.SIGKILL
     process.send(signal.SIGKILL)
+
+
+def test_the_age_of_a_process_is_known_without_proc_too(monkeypatch):
+    assert 0 < process_age() < 86400
+    monkeypatch.setattr(processes, "start_time", lambda pid: "")
+    assert 0 < process_age() < 86400
