@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from megatron_yuyuan import launcher
-from megatron_yuyuan.config import Config, config_fields
+from megatron_yuyuan.config import Config, config_fields, flag_of
 from megatron_yuyuan.config_toml import load_toml, nearest, require_text, to_toml
 from megatron_yuyuan.errors import NO_SPACE, ConfigError, YuyuanError, refused_for_now
 from megatron_yuyuan.faults import arm
@@ -118,7 +118,7 @@ def add_config_argument(parser: argparse._ActionsContainer, name: str, **options
         assert isinstance(declared.type, type)  # int, float or str
         metavar = None if choices else declared.type.__name__.upper()
         options |= {"type": declared.type, "choices": choices, "metavar": metavar}
-    parser.add_argument("--" + name.replace("_", "-"), **options)
+    parser.add_argument(flag_of(name), **options)
 
 
 def _without_ineffective(words: list[str]) -> list[str]:

@@ -500,6 +500,11 @@ class Config:
         }
 
 
+def flag_of(field: str) -> str:
+    """--data-path of data_path."""
+    return "--" + field.replace("_", "-")
+
+
 def config_fields() -> dict[str, tuple[str, dataclasses.Field]]:
     """Field name -> (group, field), over all groups. Names are unique, so that a flag needs no
     prefix."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_yuyuan.checkpoint.newest import newest_before
-from megatron_yuyuan.config import Config, ModelConfig, config_fields
+from megatron_yuyuan.config import Config, ModelConfig, config_fields, flag_of
 from megatron_yuyuan.config_toml import from_dict
 from megatron_yuyuan.data.indexed_dataset import prefix_of
 from megatron_yuyuan.data.loader import Dataset
@@ -126,7 +126,7 @@ def _shape_of(origin: Origin, given: ModelConfig) -> dict:
             raise ConfigError(
                 f"{name}={mine}, but {origin.path} has {theirs}",
                 "the shape of a model is that of its weights",
-                f"leave --{name.replace('_', '-')} out",
+                f"leave {flag_of(name)} out",
             )
     return {name: getattr(saved, name) for name in fixed}
 
@@ -242,7 +242,7 @@ def _decay(old: dict[str, str], new: dict[str, str], config: Config) -> str:
     """How a run is made longer whose learning rate decays over its length; empty for any other change."""
     for name in ("lr_decay_iters", "lr_decay_samples"):
         if not getattr(config.optimizer, name) and int(new[name]) > int(old[name]) > 0:
-            flag = f"--{name.replace('_', '-')} {old[name]}"
+            flag = f"{flag_of(name)} {old[name]}"
             return f"{flag} to train longer and let the learning rate end as before; "
     return ""
 

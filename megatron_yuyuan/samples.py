@@ -5,7 +5,7 @@ Everything but the introduction happens before a process group exists.
 
 from typing import Protocol, runtime_checkable
 
-from megatron_yuyuan.config import Config
+from megatron_yuyuan.config import Config, flag_of
 from megatron_yuyuan.data.blend import BlendedDataset, blend, parse_blend
 from megatron_yuyuan.data.gpt_dataset import GPTDataset, split_documents
 from megatron_yuyuan.data.indexed_dataset import IndexedDataset
@@ -108,19 +108,14 @@ def open_shards(config: Config, field: str, opened) -> tuple[list, list[float] |
     words = getattr(config.data, field)
     if not words:
         raise _no_shard(field)
-    prefixes, weights = parse_blend(words, _flag_of(field))
+    prefixes, weights = parse_blend(words, flag_of(field))
     return [opened(prefix) for prefix in prefixes], weights
 
 
 def _no_shard(field: str) -> ConfigError:
     """The error for a run that is not told what it learns from."""
-    remedy = f"{_flag_of(field)} PREFIX as tools/preprocess_data.py printed it"
+    remedy = f"{flag_of(field)} PREFIX as tools/preprocess_data.py printed it"
     return ConfigError(f"{field}: no shard", "a run reads token shards", remedy)
-
-
-def _flag_of(field: str) -> str:
-    """--data-path of data_path."""
-    return "--" + field.replace("_", "-")
 
 
 def open_shard(prefix: str, config: Config, tokenizer: Tokenizer) -> IndexedDataset:

@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Sequence
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
+from megatron_yuyuan.config import flag_of
 from megatron_yuyuan.data.tokenizer import (
     TOKENIZER_FIELDS,
     add_tokenizer_arguments,
@@ -26,7 +27,7 @@ OF = {
     "--dtype": "--to hf",
     "--num-attention-heads": "--from megatron",
     "--trust": "--from megatron",
-    **{f"--{name.replace('_', '-')}": "--from megatron" for name in TOKENIZER_FIELDS},
+    **{flag_of(name): "--from megatron" for name in TOKENIZER_FIELDS},
 }
 """Flag -> the only direction that it belongs to."""
 

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
+from megatron_yuyuan.config import flag_of
 from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.data.medquad import read_qa_jsonl
 from megatron_yuyuan.errors import DataError
@@ -179,14 +180,12 @@ def _check(parser: ArgumentParser, options: argparse.Namespace) -> None:
         parser.error("--load needs --data, the questions that are asked")
     for name in ("temperature", "top_k", "top_p", "seed"):
         if options.greedy_only and getattr(options, name) != parser.get_default(name):
-            flag = f"--{name.replace('_', '-')}"
+            flag = flag_of(name)
             parser.error(f"{flag} is of the sample, which --greedy-only leaves out")
     of_asking = ("data", "limit", "ckpt_step", "device", "batch_size", "greedy_only")
     for name in (*of_asking, *sampling(options)):
         if options.predictions and getattr(options, name) != parser.get_default(name):
-            parser.error(
-                f"--{name.replace('_', '-')} is for --load: nothing is asked with --predictions"
-            )
+            parser.error(f"{flag_of(name)} is for --load: nothing is asked with --predictions")
 
 
 if __name__ == "__main__":

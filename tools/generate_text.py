@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
-from megatron_yuyuan.config import ParallelConfig
+from megatron_yuyuan.config import ParallelConfig, flag_of
 from megatron_yuyuan.evaluate.arguments import (
     add_layout_arguments,
     add_model_arguments,
@@ -95,7 +95,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--batch-size is a number of texts, 1 or more")
     for name in ("top_k", "top_p", "seed"):
         if not options.temperature and getattr(options, name) != parser.get_default(name):
-            flag = f"--{name.replace('_', '-')}"
+            flag = flag_of(name)
             parser.error(f"{flag} is of drawn tokens: give --temperature above 0 too")
     return options
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_yuyuan.cli import ArgumentParser, add_config_argument, run_command
-from megatron_yuyuan.config import Config
+from megatron_yuyuan.config import Config, flag_of
 from megatron_yuyuan.config_toml import load_toml
 from megatron_yuyuan.data.files import AtomicFiles
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
@@ -115,7 +115,7 @@ def _check(options: argparse.Namespace) -> None:
     least = dict.fromkeys(("gpus", "gpus_per_node", "top", "tokens"), 1)
     for name, smallest in (least | {"inter_node_bandwidth": 0, "reserve_gib": 0}).items():
         if not getattr(options, name) >= smallest:  # nan is not
-            flag = f"--{name.replace('_', '-')}"
+            flag = flag_of(name)
             given = f"{flag} {getattr(options, name)}"
             raise ConfigError(given, "there is nothing to plan", f"{flag} {smallest} or more")
     if options.gpus > options.gpus_per_node and options.gpus % options.gpus_per_node:

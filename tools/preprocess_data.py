@@ -24,6 +24,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from megatron_yuyuan.cli import ArgumentParser, run_command
+from megatron_yuyuan.config import flag_of
 from megatron_yuyuan.data.decontamination import Decontaminator
 from megatron_yuyuan.data.encoder import CHOICES, open_encoder
 from megatron_yuyuan.data.files import AtomicFiles, hold
@@ -176,7 +177,7 @@ def _refuse_flags_of_citations(options, sources: list[Source]) -> None:
         given = [name for name in given if name != "keep_retracted"]
     if given and "pubmed-xml" not in formats:
         raise ConfigError(
-            f"{', '.join('--' + name.replace('_', '-') for name in given)}: not for these texts",
+            f"{', '.join(flag_of(name) for name in given)}: not for these texts",
             f"{sources[0].path} does not say what they choose by, as PubMed's files do",
             "leave it out",
         )
@@ -192,7 +193,7 @@ def _refuse_flags_of_texts(options, source: Source) -> None:
     }
     for name in (*FILTERS, "keep_duplicates", "near_duplicates", "decontaminate"):
         given[name] = bool(getattr(options, name))
-    if flags := ["--" + name.replace("_", "-") for name, is_given in given.items() if is_given]:
+    if flags := [flag_of(name) for name, is_given in given.items() if is_given]:
         raise ConfigError(
             f"{', '.join(flags)}: not for questions",
             f"{source.path} holds questions, which are few, and divided into parts that share nothing",
@@ -254,7 +255,7 @@ def _refuse_values(options) -> None:
             raise ConfigError(
                 f"{name}={getattr(options, name)} is below {least}",
                 "it is a number of things",
-                f"--{name.replace('_', '-')} {least} or more",
+                f"{flag_of(name)} {least} or more",
             )
     if Path(options.output_prefix).name == "" or options.output_prefix.endswith("/"):
         raise ConfigError(

@@ -16,7 +16,7 @@ from types import ModuleType
 from unittest import mock
 
 from megatron_yuyuan.cli import ArgumentParser, field_documentation, parse_config, run_command
-from megatron_yuyuan.config import config_fields
+from megatron_yuyuan.config import config_fields, flag_of
 from megatron_yuyuan.data.files import AtomicFiles
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +80,7 @@ def group_section(group: str) -> str:
     rows = []
     for name, (owner, declared) in config_fields().items():
         if owner == group:
-            flag = _flag(parser._option_string_actions["--" + name.replace("_", "-")])
+            flag = _flag(parser._option_string_actions[flag_of(name)])
             rows.append((flag, _default(declared.default), documented[name]))
     return f"### [{group}]\n\n{_table(rows)}"
 

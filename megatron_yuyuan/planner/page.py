@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from megatron_yuyuan.config import Config
+from megatron_yuyuan.config import Config, flag_of
 from megatron_yuyuan.planner.plan import Plan, layout_settings
 
 Rows = list[list[str]]
@@ -30,7 +30,7 @@ def flags(plan: Plan, given: Config) -> str:
     for setting, value in plan.settings.items():
         if value == settings[setting]:
             continue
-        words.append(f"--{'no-' if value is False else ''}{setting.replace('_', '-')}")
+        words.append(flag_of(f"no_{setting}" if value is False else setting))
         words += [] if isinstance(value, bool) else [str(value)]
     return " ".join(words) or "none: it is the configuration's own"
 

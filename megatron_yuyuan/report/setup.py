@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from megatron_yuyuan.cli import field_documentation
-from megatron_yuyuan.config import Config
+from megatron_yuyuan.config import Config, flag_of
 from megatron_yuyuan.data.blend import parse_blend
 from megatron_yuyuan.data.data_card import data_card
 from megatron_yuyuan.data.indexed_dataset import IndexedDataset
@@ -66,7 +66,7 @@ def data_cards(run: Run) -> Html | None:
 
 def _prefixes(config: Config, field: str) -> list[str]:
     words = getattr(config.data, field)
-    return parse_blend(words, f"--{field.replace('_', '-')}")[0] if words else []
+    return parse_blend(words, flag_of(field))[0] if words else []
 
 
 def _card(field: str, prefix: str) -> Html:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from megatron_yuyuan import megatron_flags
-from megatron_yuyuan.config import TrainingConfig, config_fields
+from megatron_yuyuan.config import TrainingConfig, config_fields, flag_of
 from megatron_yuyuan.config_toml import nearest
 from megatron_yuyuan.train.schedule import batch_size
 from megatron_yuyuan.translation import table
@@ -111,9 +111,9 @@ def _translate_flag(flag: Flag, translation: Translation) -> None:
 def _known() -> set[str]:
     """The flags of pretrain_gpt.py, the negative form of switches too."""
     fields = config_fields()
-    names = {"--" + name.replace("_", "-") for name in fields}
+    names = {flag_of(name) for name in fields}
     switches = {name for name, (_, declared) in fields.items() if declared.type is bool}
-    return names | {"--no-" + name.replace("_", "-") for name in switches}
+    return names | {flag_of(f"no_{name}") for name in switches}
 
 
 def _keep_if_allowed(flag: Flag, translation: Translation) -> None:

@@ -3,7 +3,7 @@ group exists."""
 
 import dataclasses
 
-from megatron_yuyuan.config import Config, TrainingConfig, config_fields
+from megatron_yuyuan.config import Config, TrainingConfig, config_fields, flag_of
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
 from megatron_yuyuan.validation.float8 import float8_problems
 from megatron_yuyuan.validation.layout import Problems, divisors, layout_problems, one_of
@@ -56,7 +56,7 @@ def _missing(config: Config) -> Problems:
                 remedy = f"a number below {LARGEST.get(name, 2**63)}"
                 yield ConfigError(f"{name}={value} is too large", why, remedy)
             elif name in needed and value == 0:
-                flag = f"--{name.replace('_', '-')} N, or --config FILE.toml"
+                flag = f"{flag_of(name)} N, or --config FILE.toml"
                 yield ConfigError(f"{name} is not given", "nothing can be built without it", flag)
 
 
@@ -88,7 +88,7 @@ def _without_effect(config: Config) -> Problems:
     for needed, names in NEEDED_BY.items():
         given = [name for name in names if values[name] != fields[name][1].default]
         if given and not values[needed]:
-            flag = f"--{needed.replace('_', '-')}"
+            flag = flag_of(needed)
             what = f"{' and '.join(given)} without {needed}"
             yield ConfigError(what, "nothing would come of it", f"{flag}, or leave it out")
     if values["strict"] and not (values["save"] or values["load"]):

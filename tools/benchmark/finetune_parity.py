@@ -23,7 +23,7 @@ from training_peers import adamw
 from megatron_yuyuan.checkpoint.hf_start import HF_PREFIX
 from megatron_yuyuan.checkpoint.model import load_model
 from megatron_yuyuan.cli import ArgumentParser, run_command
-from megatron_yuyuan.config import IGNORE, Config
+from megatron_yuyuan.config import IGNORE, Config, flag_of
 from megatron_yuyuan.config_toml import load_toml, to_toml
 from megatron_yuyuan.data.loader import Batch, Dataset, read_batch
 from megatron_yuyuan.data.medquad import read_qa_jsonl
@@ -173,7 +173,7 @@ def _parse() -> argparse.Namespace:
     add("--max-new-tokens", type=int, default=64, metavar="N", help="of an answer (default: 64)")
     for name in CHANGED:
         kind = float if name == "lr" else int
-        add(f"--{name.replace('_', '-')}", type=kind, help="in place of the recipe's")
+        add(flag_of(name), type=kind, help="in place of the recipe's")
     options = parser.parse_args()
     if not options.load.startswith(HF_PREFIX):
         parser.error("--load hf:DIR: transformers must be able to open it too")

@@ -23,7 +23,7 @@ from training_peers import adamw
 
 from megatron_yuyuan.checkpoint.hf_format import huggingface_config, to_huggingface
 from megatron_yuyuan.cli import ArgumentParser, run_command
-from megatron_yuyuan.config import IGNORE, Config
+from megatron_yuyuan.config import IGNORE, Config, flag_of
 from megatron_yuyuan.data.loader import Dataset, read_batch
 from megatron_yuyuan.data.tokenizer import open_tokenizer
 from megatron_yuyuan.log import read_metrics
@@ -65,7 +65,7 @@ def ours(settings: dict, ranks: int, flags: tuple[str, ...]) -> tuple[list[float
     """Losses of all steps and the validation loss of a run of pretrain_gpt.py."""
     named = []
     for name, value in settings.items():
-        named += [f"--{name.replace('_', '-')}", *(value if isinstance(value, tuple) else [value])]
+        named += [flag_of(name), *(value if isinstance(value, tuple) else [value])]
     with tempfile.TemporaryDirectory() as directory:
         launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
         command = (*launch, ranks, ROOT / "pretrain_gpt.py", *named, *flags, "--save", directory)
