@@ -7,6 +7,7 @@ The names are Megatron-LM's arguments. A TOML file groups them in tables named a
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 IGNORE = -100
 """The label of a token that is not learned: a prompt, padding. torch's own default for cross
@@ -490,6 +491,13 @@ class Config:
         if changes:
             raise KeyError(f"no such configuration field: {', '.join(changes)}")
         return Config(**groups)
+
+    def values(self) -> dict[str, Any]:
+        """{field: value} over all groups, as `replace` takes them."""
+        return {
+            name: getattr(getattr(self, group), name)
+            for name, (group, _) in config_fields().items()
+        }
 
     def to_dict(self) -> dict:
         """Plain dictionaries of JSON and TOML values."""

@@ -191,8 +191,8 @@ def of_every_rank(
     """{name: value as text} of what must be the same on every rank: the settings (of a path its last
     part), the checkpoint that it starts from, the tokenizer and the number of samples."""
     alike = {
-        name: _as_text(getattr(getattr(config, group), name), lambda word: Path(word).name)
-        for name, (group, _) in config_fields().items()
+        name: _as_text(value, lambda word: Path(word).name)
+        for name, value in config.values().items()
     }
     alike["the checkpoint to start from"] = origin.path.name if origin else "none"
     alike["the tokenizer's fingerprint"] = tokenizer.fingerprint
@@ -257,11 +257,11 @@ def _anew(origin: Origin, config: Config) -> str:
 
 def _what_matters(config: Config, more: frozenset[str]) -> dict[str, str]:
     """{name: value as text} of every setting that decides what a run learns and when, and of `more`."""
-    groups = ("model", "data", "optimizer", "training")
+    groups, owners = ("model", "data", "optimizer", "training"), config_fields()
     values = {
-        name: getattr(getattr(config, group), name)
-        for name, (group, _) in config_fields().items()
-        if name in more or (group in groups and name not in CHANGE_NOTHING)
+        name: value
+        for name, value in config.values().items()
+        if name in more or (owners[name][0] in groups and name not in CHANGE_NOTHING)
     }
     paths = {"data_path", "train_data_path", "valid_data_path"}
     for name in paths & values.keys():  # folders may change

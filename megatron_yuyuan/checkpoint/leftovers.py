@@ -4,6 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+from megatron_yuyuan.watch.saved import MANIFEST
+
 
 def remove_leftovers(directory: Path) -> None:
     """Remove checkpoints begun and never finished (.tmp), or being removed (.old). Nobody may be
@@ -14,7 +16,7 @@ def remove_leftovers(directory: Path) -> None:
     """
     for old in directory.glob("iter_*.old"):
         name = old.with_suffix("")
-        if (old / "manifest.json").exists() and not name.exists():
+        if (old / MANIFEST).exists() and not name.exists():
             os.rename(old, name)
         else:
             shutil.rmtree(old, ignore_errors=True)

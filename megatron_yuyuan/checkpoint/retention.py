@@ -22,7 +22,7 @@ from megatron_yuyuan.checkpoint.dcp import read_state
 from megatron_yuyuan.config import CheckpointConfig
 from megatron_yuyuan.errors import DataError
 from megatron_yuyuan.faults import fault_point
-from megatron_yuyuan.watch.saved import iteration_of, whole_checkpoints
+from megatron_yuyuan.watch.saved import MANIFEST, iteration_of, whole_checkpoints
 
 
 def remove_superseded(
@@ -64,7 +64,7 @@ def remove_checkpoint(path: Path) -> None:
     aside = path.with_name(path.name + ".old")
     os.rename(path, aside)
     fault_point("retention.moved_aside")
-    (aside / "manifest.json").unlink()  # first: a whole .old would get its name back
+    (aside / MANIFEST).unlink()  # first: a whole .old would get its name back
     fault_point("retention.manifest_removed")
     shutil.rmtree(aside)
     fault_point("retention.removed")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from megatron_yuyuan.config import Config, config_fields
+from megatron_yuyuan.config import Config
 from megatron_yuyuan.errors import ConfigError
 from megatron_yuyuan.planner.clusters import Cluster
 from megatron_yuyuan.planner.exchange_time import ExchangeTime
@@ -137,5 +137,5 @@ def division(config: Config, gpus: int) -> str:
 
 def layout_settings(config: Config) -> dict:
     """Name -> value of each setting of LAYOUT, in a configuration."""
-    groups = config_fields()
-    return {name: getattr(getattr(config, groups[name][0]), name) for name in LAYOUT}
+    values = config.values()
+    return {name: values[name] for name in LAYOUT}

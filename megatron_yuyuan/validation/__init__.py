@@ -1,8 +1,6 @@
 """Which configurations can work: everything that cannot is refused, all at once, before a process
 group exists."""
 
-import dataclasses
-
 from megatron_yuyuan.config import Config, TrainingConfig, config_fields, flag_of
 from megatron_yuyuan.errors import ConfigError, ConfigErrors
 from megatron_yuyuan.validation.float8 import float8_problems
@@ -45,19 +43,19 @@ def _missing(config: Config) -> Problems:
         *("min_loss_scale", "loss_scale_window", "hysteresis"),
         *("micro_batch_size", "seq_length", "log_interval", "distributed_timeout_minutes"),
     }
-    for group in dataclasses.fields(config):
-        for field in dataclasses.fields(getattr(config, group.name)):
-            name, value = field.name, getattr(getattr(config, group.name), field.name)
-            if field.type in (int, float) and not value >= 0:
-                why = "sizes, rates and intervals are never negative"
-                yield ConfigError(f"{name}={value}", why, "0 or more")
-            elif field.type in (int, float) and value >= LARGEST.get(name, 2**63):
-                why = "nothing can hold, count or wait for so much"
-                remedy = f"a number below {LARGEST.get(name, 2**63)}"
-                yield ConfigError(f"{name}={value} is too large", why, remedy)
-            elif name in needed and value == 0:
-                flag = f"{flag_of(name)} N, or --config FILE.toml"
-                yield ConfigError(f"{name} is not given", "nothing can be built without it", flag)
+    fields = config_fields()
+    for name, value in config.values().items():
+        is_number = fields[name][1].type in (int, float)
+        if is_number and not value >= 0:
+            why = "sizes, rates and intervals are never negative"
+            yield ConfigError(f"{name}={value}", why, "0 or more")
+        elif is_number and value >= LARGEST.get(name, 2**63):
+            why = "nothing can hold, count or wait for so much"
+            remedy = f"a number below {LARGEST.get(name, 2**63)}"
+            yield ConfigError(f"{name}={value} is too large", why, remedy)
+        elif name in needed and value == 0:
+            flag = f"{flag_of(name)} N, or --config FILE.toml"
+            yield ConfigError(f"{name} is not given", "nothing can be built without it", flag)
 
 
 DYNAMIC_SCALE = ("initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
@@ -83,8 +81,7 @@ NEEDED_BY = {
 
 def _without_effect(config: Config) -> Problems:
     """Settings that would be ignored silently."""
-    fields = config_fields()
-    values = {name: getattr(getattr(config, group), name) for name, (group, _) in fields.items()}
+    fields, values = config_fields(), config.values()
     for needed, names in NEEDED_BY.items():
         given = [name for name in names if values[name] != fields[name][1].default]
         if given and not values[needed]:
