@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from html import escape
 
 from megatron_yuyuan.evaluate.answers import Answered, Systems, score_one, score_systems
-from megatron_yuyuan.evaluate.scores import PROVENANCE, ScoreTable, score_tables, squad_tokens
+from megatron_yuyuan.evaluate.scores import (
+    PROVENANCE,
+    ScoreTable,
+    score_tables,
+    signatures,
+    squad_tokens,
+)
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """For the browser: should a text ever escape its escaping, it could still load and run nothing."""
@@ -33,7 +39,7 @@ LEGEND = "Words of an answer that stand in the reference too are marked."
 
 def answers_page(title: str, systems: Systems) -> str:
     """The page: every table of scores, then every question with its reference and answers."""
-    tables = score_tables(score_systems(systems))
+    tables = score_tables(score_systems(systems), signatures())
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{escape(WARNING)}</p>",

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from sacrebleu.metrics import CHRF
 
@@ -68,6 +69,7 @@ class ScoreTable:
     signature: str
     columns: tuple[str, ...]
     rows: dict[str, tuple[float, ...]]
+    is_smoothed: bool = False
 
 
 def score(answers: Sequence[str], references: Sequence[str]) -> Scores:
@@ -96,33 +98,28 @@ def score(answers: Sequence[str], references: Sequence[str]) -> Scores:
     )
 
 
-def bleu_signatures() -> dict[str, dict[str, str]]:
-    """The signatures of protocols (a) and (b), by smoothing."""
-    return {
-        "sentence_bleu": {name: sentence_signature(name) for name in SENTENCE_SMOOTHING},
-        "corpus_bleu": {name: corpus_signature(name) for name in CORPUS_SMOOTHING},
-    }
-
-
-def signatures() -> dict[str, str | dict[str, str]]:
-    """The protocol of every value of `Scores`, under its name there."""
+def signatures() -> dict[str, Any]:
+    """The protocol of every value of `Scores`, under its name there: a text, of BLEU one by smoothing."""
     chrf = CHRF()
     chrf.corpus_score(["a"], [["a"]])  # it wants to have seen the number of references
     return {
-        **bleu_signatures(),
+        "sentence_bleu": {name: sentence_signature(name) for name in SENTENCE_SMOOTHING},
+        "corpus_bleu": {name: corpus_signature(name) for name in CORPUS_SMOOTHING},
         "exact_match": SQUAD,
         "token_f1": SQUAD,
         "chrf": chrf.get_signature().format(),
     }
 
 
-def score_tables(systems: Mapping[str, Scores]) -> list[ScoreTable]:
-    """The tables of all three protocols: those of (a) and (b) shaped as YuyuanQA's, one a smoothing."""
-    protocol, of_bleu, tables = signatures(), bleu_signatures(), []
+def score_tables(systems: Mapping[str, Scores], protocol: Mapping[str, Any]) -> list[ScoreTable]:
+    """The tables of all three protocols: those of (a) and (b) shaped as YuyuanQA's, one a smoothing. protocol:
+    the `signatures` of when they were scored."""
+    tables = []
     for name, heading in TITLES.items():
-        for smoothing, signature in of_bleu[name].items():
+        for smoothing, signature in protocol[name].items():
             rows = {system: getattr(scores, name)[smoothing] for system, scores in systems.items()}
-            tables.append(ScoreTable(f"{heading}, {smoothing}", signature, N_GRAMS, rows))
+            title, is_smoothed = f"{heading}, {smoothing}", smoothing != "unsmoothed"
+            tables.append(ScoreTable(title, signature, N_GRAMS, rows, is_smoothed))
     rows = {system: (s.exact_match, s.token_f1, s.chrf) for system, s in systems.items()}
     signature = f"{protocol['exact_match']}; chrF: {protocol['chrf']}"
     title = "(c) exact match, token F1, chrF"
@@ -145,7 +142,7 @@ def markdown(table: ScoreTable) -> str:
 def report(systems: Mapping[str, Scores]) -> str:
     """Every table, and where the first protocol comes from."""
     pairs = next(iter(systems.values())).pairs
-    tables = [markdown(table) for table in score_tables(systems)]
+    tables = [markdown(table) for table in score_tables(systems, signatures())]
     return "\n\n".join([f"{pairs} pairs", *tables, PROVENANCE])
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from megatron_yuyuan.checkpoint.identity import identity, named
-from megatron_yuyuan.evaluate.scores import N_GRAMS, PROVENANCE, TITLES
+from megatron_yuyuan.evaluate.scores import PROVENANCE, Scores, ScoreTable, score_tables
 from megatron_yuyuan.report.markup import Html, element, joined, table
 from megatron_yuyuan.report.record import Run, unreadable
 from megatron_yuyuan.watch.saved import MANIFEST
@@ -20,7 +20,8 @@ def answer_scores(run: Run) -> Html | None:
     if run.scores is None:
         return None
     try:
-        tables = _tables(run.scores["systems"], run.scores.get("signatures", {}))
+        systems = {name: Scores(**values) for name, values in run.scores["systems"].items()}
+        tables = _tables(systems, run.scores["signatures"])
         return joined(element("p", _whose(run.scores.get("scored"), run.directory)), tables)
     except (KeyError, TypeError, AttributeError, StopIteration, ValueError) as error:
         what = f"it is not what evaluate_qa.py --json prints ({type(error).__name__})"
@@ -38,29 +39,23 @@ def _whose(scored: dict | None, directory: Path) -> str:
     return f"Of other weights than lie here: {named(scored)} is no checkpoint of this directory."
 
 
-def _tables(systems: dict, signatures: dict) -> Html:
+def _tables(systems: dict[str, Scores], protocol: dict) -> Html:
     """Unsmoothed BLEU by both protocols and the other scores; smoothed BLEU to unfold."""
-    first = next(iter(systems.values()))
-    shown: list[Html] = []
-    folded: list[Html] = []
-    for name, title in TITLES.items():
-        for smoothing in first[name]:
-            rows = {system: of[name][smoothing] for system, of in systems.items()}
-            protocol = signatures.get(name, {}).get(smoothing, "")
-            made = _score_table(f"{title}, {smoothing}", protocol, N_GRAMS, rows)
-            (shown if smoothing == "unsmoothed" else folded).append(made)
-    others = {s: (of["exact_match"], of["token_f1"], of["chrf"]) for s, of in systems.items()}
-    columns = ("exact match", "token F1", "chrF")
-    last = _score_table("(c) exact match, token F1, chrF", "", columns, others)
+    tables = score_tables(systems, protocol)
+    shown, folded = (
+        [_score_table(made) for made in tables if made.is_smoothed == smoothed]
+        for smoothed in (False, True)
+    )
     more = element("details", element("summary", "BLEU, smoothed"), *folded)
-    said = element("p", f"{first['pairs']} questions. {WARNING}")
-    return joined(said, *shown, last, more, element("p", PROVENANCE, class_="note"))
+    said = element("p", f"{next(iter(systems.values())).pairs} questions. {WARNING}")
+    return joined(said, *shown, more, element("p", PROVENANCE, class_="note"))
 
 
-def _score_table(title: str, protocol: str, columns: tuple[str, ...], rows: dict) -> Html:
-    body = [(system, *(f"{value:.4f}" for value in values)) for system, values in rows.items()]
-    said = element("p", protocol, class_="note") if protocol else None
-    return joined(element("h3", title), said, table(("system", *columns), body, class_="numbers"))
+def _score_table(made: ScoreTable) -> Html:
+    body = [(system, *(f"{value:.4f}" for value in values)) for system, values in made.rows.items()]
+    protocol = element("p", made.signature, class_="note")
+    head = ("system", *made.columns)
+    return joined(element("h3", made.title), protocol, table(head, body, class_="numbers"))
 
 
 def judged_facts(run: Run) -> Html | None:

@@ -91,7 +91,7 @@ def test_pairs_are_needed(answers, references):
 
 def test_the_report_has_every_table_under_its_protocol():
     scores = {"ours, greedy": score(ANSWERS, REFERENCES), "a|b": score(REFERENCES, REFERENCES)}
-    text, tables = report(scores), score_tables(scores)
+    text, tables = report(scores), score_tables(scores, signatures())
     assert text.startswith("3 pairs\n") and "its script was never published" in text
     assert len(tables) == text.count("| --- |\n") == 3 + 2 + 1
     protocol = signatures()
