@@ -233,7 +233,11 @@ def test_the_install_lines_install_the_package(stages, patterns, tmp_path):
     assert "--tensor-model-parallel-size" in shown.stdout
     where = "import megatron_yuyuan, transformers, torch; print(megatron_yuyuan.__file__, torch.__version__)"
     printed = subprocess.run(
-        [python, "-c", where], cwd=tmp_path / "plain", capture_output=True, text=True, check=True
+        [python, "-I", "-c", where],
+        cwd=tmp_path / "plain",
+        capture_output=True,
+        text=True,
+        check=True,
     )
     file, version = printed.stdout.split()
     assert "site-packages" in file
