@@ -60,4 +60,4 @@ def test_a_killed_export_is_absent_or_whole(ranks, tmp_path):
     found = load_model(target).model.state_dict()
     assert all(torch.equal(found[name][:256], expected[name][:256]) for name in expected)
     left = {path.name for path in tmp_path.iterdir()} - {"run", "whole", "export"}
-    assert left and all(re.fullmatch(r"\.export\.\d+\.tmp", name) for name in left)
+    assert left and all(re.fullmatch(r"\.export\.[0-9a-f]{8}\.tmp", name) for name in left)
